@@ -1,0 +1,64 @@
+# Needs Python >= 3.10, git and make; everything else is installed into .venv from the package index.
+# `make help` lists what can be made.
+
+VENV := .venv
+BIN := $(VENV)/bin
+# Set when everything that pyproject.toml asks for is in $(VENV).
+STAMP := $(VENV)/.set-up
+# The development environment's Airflow: the newest 3.x. Older ones are made by the tests that need them (tests/harness).
+AIRFLOW ?= apache-airflow>=3.3,<4
+SYNC := install --quiet --editable '.[emulator]' --group test --group lint '$(AIRFLOW)'
+
+# The first interpreter that runs and suits Airflow; `make setup PYTHON=/path/to/python` decides otherwise.
+SUITABLE := import sys, venv; raise SystemExit(not (3, 10) <= sys.version_info < (3, 15))
+PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.10 python3.14 python3 python; do \
+	"$$python" -c '$(SUITABLE)' >/dev/null 2>&1 && echo "$$python" && break; done)
+
+# Airflow reads files of the user's home folder otherwise, and pytest plugins of other installations could join in.
+export AIRFLOW_HOME ?= $(CURDIR)/.airflow
+unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
+
+.DEFAULT_GOAL := help
+.PHONY: help setup lint format test demo demo-ui wheel clean
+
+help: ## Show what can be made
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | awk -F'|' '{ printf "%-16s %s\n", $$1, $$2 }'
+
+setup: $(STAMP) ## Make .venv with the newest Airflow 3.x, this provider, the emulator, test and lint tools
+
+$(BIN)/uv:
+	@test -n "$(PYTHON)" || { echo "make setup: found no Python 3.10 to 3.14; name one: make setup PYTHON=/path/to/python" >&2; exit 2; }
+	@echo "Making $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.5.24'
+
+$(STAMP): pyproject.toml | $(BIN)/uv
+	@echo "Installing Airflow, the provider and its tools into $(VENV) (a few minutes the first time)"
+	@$(BIN)/uv pip $(SYNC) --python $(BIN)/python
+	@touch $@
+
+lint: setup ## Check style, types and who imports whom
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup ## Rewrite the code in the project's style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: setup ## Run all tests; PYTEST_ARGS='-k fork -x' picks some
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+demo: setup ## Fork a job on a real Airflow against the emulator and show its log and result
+	@$(BIN)/python tools/demo.py
+
+demo-ui: setup ## The same, with Airflow's pages left running until Ctrl-C
+	@$(BIN)/python tools/demo.py --ui
+
+wheel: setup ## Build the wheel into dist/
+	@$(BIN)/uv build --wheel --quiet --out-dir dist .
+
+clean: ## Remove everything that was made here
+	rm -rf .venv .venvs .demo .airflow dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""All that speaks to DataSphere. Imports no Airflow: usable from a plain script."""

@@ -1,0 +1,151 @@
+"""Waiting for a job: what to ask next, when, and when to give up. Decides; does no I/O.
+
+:class:`Waiting` is driven by two thin shells, :mod:`.watch` (threads) and :mod:`.aio` (asyncio): they make the call
+it asks for and tell it what came back.
+"""
+
+from __future__ import annotations
+
+import enum
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from airflow_provider_datasphere.client.errors import JobLostError
+from airflow_provider_datasphere.client.outcome import TERMINAL, JobHandle, JobRef
+
+if TYPE_CHECKING:
+    from yandex.cloud.datasphere.v2.jobs import jobs_pb2
+    from yandex.cloud.operation import operation_pb2
+
+#: Deadline of one read, seconds. An answer that never comes is asked for again.
+READ_DEADLINE = 10.0
+#: How long a refusal (role or token taken away) may last before the job counts as lost, seconds.
+DENIED_WINDOW = 60.0
+#: How long an ended operation's job may still show a status that isn't final, seconds.
+SETTLE_WINDOW = 5.0
+
+TRANSIENT = frozenset({"UNAVAILABLE", "RESOURCE_EXHAUSTED", "INTERNAL", "DEADLINE_EXCEEDED", "UNKNOWN", "ABORTED", "CANCELLED"})
+DENIED = frozenset({"PERMISSION_DENIED", "UNAUTHENTICATED"})
+
+
+class Look(enum.Enum):
+    """What to ask next."""
+
+    OPERATION = "Operation.Get"
+    JOB = "Job.Get"
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The job is over: what could be read of it. One of the two may be missing."""
+
+    operation: operation_pb2.Operation | None
+    job: jobs_pb2.Job | None
+
+
+class Waiting:
+    """The state of one wait.
+
+    The operation is asked first: one call tells status, progress and result. Without an operation, or once the
+    service has forgotten it, the job itself is asked. Transient errors are waited out for ever (the task's own
+    timeout is the limit); a refusal is tried again for :data:`DENIED_WINDOW`.
+
+    :param poll_interval: the longest pause between two looks, seconds.
+    :param link: the job's page, for messages.
+    """
+
+    def __init__(
+        self,
+        handle: JobHandle,
+        *,
+        poll_interval: float = 10.0,
+        link: str | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        rng: Callable[[], float] = random.random,
+    ) -> None:
+        self.look = Look.OPERATION if handle.operation_id else Look.JOB
+        self.ended: Ended | None = None
+        self._ref = JobRef(handle.job_id, link)
+        self._poll_interval = poll_interval
+        self._clock = clock
+        self._rng = rng
+        self._begun = clock()
+        self._delay = 0.0
+        self._failures = 0
+        self._denied_since: float | None = None
+        self._operation: operation_pb2.Operation | None = None
+        self._operation_ended_at: float | None = None
+
+    @property
+    def delay(self) -> float:
+        """Seconds to pause before the next look."""
+        return self._delay
+
+    def hurry(self) -> None:
+        """A hint that the job may be over (its log ended): look at once, then often for a moment."""
+        self._begun = self._clock()
+        self._delay = 0.0
+
+    def saw_operation(self, operation: operation_pb2.Operation) -> None:
+        self._succeeded()
+        if operation.done:
+            # The response holds the return code; status, files and instance type are the job's.
+            self._operation = operation
+            self._operation_ended_at = self._clock()
+            self.look = Look.JOB
+            self._delay = 0.0
+
+    def saw_job(self, job: jobs_pb2.Job) -> None:
+        self._succeeded()
+        if job.status in TERMINAL:
+            self.ended = Ended(self._operation, job)
+        elif self._operation_ended_at is not None:
+            if self._clock() - self._operation_ended_at >= SETTLE_WINDOW:
+                self.ended = Ended(self._operation, job)
+            self._delay = min(self._delay, 0.5)
+
+    def failed(self, code: str, details: str = "") -> None:
+        """The look failed with a gRPC status code name.
+
+        :raises JobLostError: there is nothing left to ask.
+        """
+        if code == "NOT_FOUND" and self.look is Look.OPERATION:
+            self.look = Look.JOB
+            self._delay = 0.0
+            return
+        if self._operation is not None and code not in TRANSIENT:
+            # The operation says how the job ended; the job's own account is only the more detailed one.
+            self.ended = Ended(self._operation, None)
+            return
+        if code in TRANSIENT:
+            self._denied_since = None
+        elif code in DENIED:
+            now = self._clock()
+            if self._denied_since is None:
+                self._denied_since = now
+            elif now - self._denied_since >= DENIED_WINDOW:
+                raise self._lost(f"DataSphere has refused to show it for {DENIED_WINDOW:.0f} seconds", code, details)
+        elif code == "NOT_FOUND":
+            raise self._lost("DataSphere knows neither its operation nor the job any more", code, details)
+        else:
+            raise self._lost("DataSphere doesn't answer for it", code, details)
+        self._failures += 1
+        ceiling = 5.0 if code in DENIED else max(5.0, self._poll_interval)
+        self._delay = min(ceiling, 0.25 * 2 ** min(self._failures, 10)) * (0.75 + 0.5 * self._rng())
+
+    def _succeeded(self) -> None:
+        self._failures = 0
+        self._denied_since = None
+        # A tenth of the time waited so far: quick jobs are noticed quickly, long ones cost few calls.
+        pause = min(self._poll_interval, max(0.05, (self._clock() - self._begun) * 0.1))
+        self._delay = pause * (0.9 + 0.2 * self._rng())
+
+    def _lost(self, what: str, code: str, details: str) -> JobLostError:
+        return JobLostError(
+            f"Job {self._ref} is out of sight: {what} ({code}: {details or 'no details'}). It may still be running "
+            "and costing money: look at its page, and cancel it there or with CancelJobOperator"
+            f"(job_id={self._ref.job_id!r}). Check that the connection's account is a Developer of the project."
+        )

@@ -1,0 +1,90 @@
+"""One place for what differs between Airflow 2.11 and the newest 3.x; everybody else imports from here."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from airflow import __version__ as _airflow_version
+
+AIRFLOW_VERSION: tuple[int, int] = tuple(int(part) for part in _airflow_version.split(".")[:2])  # type: ignore[assignment]
+AIRFLOW_V_3_0_PLUS = AIRFLOW_VERSION >= (3, 0)
+AIRFLOW_V_3_1_PLUS = AIRFLOW_VERSION >= (3, 1)
+AIRFLOW_V_3_2_PLUS = AIRFLOW_VERSION >= (3, 2)
+AIRFLOW_V_3_3_PLUS = AIRFLOW_VERSION >= (3, 3)
+
+
+def _first(name: str, *modules: str) -> Any:
+    """The attribute ``name`` of the first of ``modules`` that has it (Airflow moves its public names about)."""
+    for module in modules:
+        try:
+            # vars(), not getattr(): a deprecated module's __getattr__ would warn, and hide the newer home.
+            return vars(import_module(module))[name]
+        except (ImportError, KeyError):
+            continue
+    return getattr(import_module(modules[-1]), name)
+
+
+if TYPE_CHECKING:
+    from airflow.sdk import BaseHook, BaseOperator, BaseOperatorLink, BaseSensorOperator, Context, ObjectStoragePath
+    from airflow.sdk.bases.sensor import PokeReturnValue
+    from airflow.sdk.configuration import conf
+    from airflow.sdk.exceptions import (
+        AirflowException,
+        AirflowFailException,
+        AirflowSkipException,
+        AirflowTaskTimeout,
+        TaskDeferred,
+    )
+    from airflow.sdk.execution_time.xcom import XCom
+else:
+    BaseHook = _first("BaseHook", "airflow.sdk.bases.hook", "airflow.hooks.base")
+    BaseOperator = _first("BaseOperator", "airflow.sdk.bases.operator", "airflow.models.baseoperator")
+    BaseOperatorLink = _first("BaseOperatorLink", "airflow.sdk.bases.operatorlink", "airflow.models.baseoperatorlink")
+    BaseSensorOperator = _first("BaseSensorOperator", "airflow.sdk.bases.sensor", "airflow.sensors.base")
+    PokeReturnValue = _first("PokeReturnValue", "airflow.sdk.bases.sensor", "airflow.sensors.base")
+    Context = _first("Context", "airflow.sdk.definitions.context", "airflow.utils.context")
+    XCom = _first("XCom", "airflow.sdk.execution_time.xcom", "airflow.models.xcom")
+    conf = _first("conf", "airflow.sdk.configuration", "airflow.configuration")
+    ObjectStoragePath = _first("ObjectStoragePath", "airflow.sdk.io.path", "airflow.sdk.io", "airflow.io.path")
+    AirflowException, AirflowFailException, AirflowSkipException, AirflowTaskTimeout, TaskDeferred = (
+        _first(name, "airflow.sdk.exceptions", "airflow.exceptions")
+        for name in (
+            "AirflowException",
+            "AirflowFailException",
+            "AirflowSkipException",
+            "AirflowTaskTimeout",
+            "TaskDeferred",
+        )
+    )
+
+
+def mask_secret(secret: str) -> None:
+    """Have Airflow replace ``secret`` by asterisks in everything this process logs from now on."""
+    _first("mask_secret", "airflow.sdk.log", "airflow.sdk.execution_time.secrets_masker", "airflow.utils.log.secrets_masker")(
+        secret
+    )
+
+
+__all__ = [
+    "AIRFLOW_VERSION",
+    "AIRFLOW_V_3_0_PLUS",
+    "AIRFLOW_V_3_1_PLUS",
+    "AIRFLOW_V_3_2_PLUS",
+    "AIRFLOW_V_3_3_PLUS",
+    "AirflowException",
+    "AirflowFailException",
+    "AirflowSkipException",
+    "AirflowTaskTimeout",
+    "BaseHook",
+    "BaseOperator",
+    "BaseOperatorLink",
+    "BaseSensorOperator",
+    "Context",
+    "ObjectStoragePath",
+    "PokeReturnValue",
+    "TaskDeferred",
+    "XCom",
+    "conf",
+    "mask_secret",
+]

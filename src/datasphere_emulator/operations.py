@@ -1,0 +1,190 @@
+"""Operations: kept, answered, ended, and found again by their idempotency key."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from google.protobuf.empty_pb2 import Empty
+from yandex.cloud.datasphere.v2.jobs import jobs_pb2
+from yandex.cloud.datasphere.v2.jobs import project_job_service_pb2 as service_pb2
+from yandex.cloud.operation import operation_pb2
+
+from datasphere_emulator.errors import not_found
+from datasphere_emulator.iam import new_id
+from datasphere_emulator.records import OperationRecord, get_time, set_time
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from google.protobuf.message import Message
+
+    from datasphere_emulator.records import JobRecord
+    from datasphere_emulator.settings import Settings
+    from datasphere_emulator.store import Store
+
+
+def job_metadata(job: jobs_pb2.Job) -> jobs_pb2.JobMetadata:
+    """What an execution's metadata say of the job."""
+    metadata = jobs_pb2.JobMetadata(
+        id=job.id,
+        name=job.name,
+        description=job.desc,
+        status=job.status,
+        status_details=job.status_details,
+        created_by_id=job.created_by_id,
+        project_id=job.project_id,
+        parent_job_id=job.parent_job_id,
+    )
+    for field in ("created_at", "started_at", "finished_at", "data_expires_at"):
+        if job.HasField(field):
+            getattr(metadata, field).CopyFrom(getattr(job, field))
+    return metadata
+
+
+def execution_metadata(record: JobRecord) -> service_pb2.ExecuteProjectJobMetadata:
+    """Metadata of the operation of a job's execution, with the deprecated ``job`` that the SDK still reads."""
+    return service_pb2.ExecuteProjectJobMetadata(
+        job=record.job, progress=record.progress, metadata=job_metadata(record.job)
+    )
+
+
+class Operations:
+    """All operations. Used by the event loop's thread alone.
+
+    :param find_job: gives a job's record, None if it is gone.
+    :param creation_response: makes the response of a Create's or Clone's operation.
+    :param execution_response: makes the response of an execution that ended without an error.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        settings: Settings,
+        find_job: Callable[[str], JobRecord | None],
+        creation_response: Callable[[OperationRecord], Message],
+        execution_response: Callable[[JobRecord, int], Message],
+    ) -> None:
+        self._store = store
+        self._settings = settings
+        self._find_job = find_job
+        self._creation_response = creation_response
+        self._execution_response = execution_response
+        self._records = {id: OperationRecord.from_json(value) for id, value in store.all("operation").items()}
+        self._keys: dict[str, str] = store.all("idempotency")
+
+    def _save(self, record: OperationRecord) -> None:
+        self._store.put("operation", record.id, record.to_json())
+
+    # Idempotency
+
+    def known(self, method: str, subject: str | None, key: str | None) -> OperationRecord | None:
+        """The operation that an earlier call with this idempotency key made."""
+        if not key or not self._settings.idempotency:
+            return None
+        operation_id = self._keys.get(f"{method} {subject} {key}")
+        return None if operation_id is None else self._records.get(operation_id)
+
+    def remember(self, method: str, subject: str | None, key: str | None, record: OperationRecord) -> None:
+        """Let :meth:`known` find this operation."""
+        if key:
+            name = f"{method} {subject} {key}"
+            self._keys[name] = record.id
+            self._store.put("idempotency", name, record.id)
+
+    # Life of an operation
+
+    def create(
+        self,
+        kind: str,
+        description: str,
+        metadata: Message,
+        *,
+        project_id: str,
+        subject: str | None,
+        job_id: str = "",
+        ready_after: float = 0.0,
+    ) -> OperationRecord:
+        """A new running operation.
+
+        :param ready_after: seconds until a creation is done.
+        """
+        now = time.time()
+        operation = operation_pb2.Operation(id=new_id("bt1"), description=description, created_by=subject or "")
+        set_time(operation.created_at, now)
+        set_time(operation.modified_at, now)
+        operation.metadata.Pack(metadata)
+        record = OperationRecord(operation, kind, project_id, job_id, ready_at=now + ready_after)
+        self._records[record.id] = record
+        self._save(record)
+        return record
+
+    def end(self, record: OperationRecord, response: Message | None = None) -> None:
+        """End an operation with a response (Empty by default)."""
+        record.operation.response.Pack(Empty() if response is None else response)
+        self._close(record)
+
+    def fail(self, record: OperationRecord, code: int, message: str) -> None:
+        """End an operation with an error."""
+        record.operation.error.code = code
+        record.operation.error.message = message
+        self._close(record)
+
+    def _close(self, record: OperationRecord) -> None:
+        record.ended_at = time.time()
+        set_time(record.operation.modified_at, record.ended_at)
+        if record.kind == "execute" and (job := self._find_job(record.job_id)) is not None:
+            record.operation.metadata.Pack(execution_metadata(job))
+        record.operation.done = True
+        self._save(record)
+
+    def forget(self, operation_id: str) -> None:
+        """Let OperationService no longer know an operation."""
+        record = self.record(operation_id)
+        record.forgotten = True
+        self._save(record)
+
+    # Answers
+
+    def record(self, operation_id: str) -> OperationRecord:
+        """The record of an operation, forgotten or not; raises Refused (NOT_FOUND)."""
+        try:
+            return self._records[operation_id]
+        except KeyError:
+            raise not_found(f"Operation {operation_id!r} is not found.") from None
+
+    def is_ready(self, record: OperationRecord) -> bool:
+        """Whether a creation is done; ends its operation when its time has come."""
+        if record.ended_at is None and record.kind in ("create", "clone") and time.time() >= record.ready_at:
+            self.end(record, self._creation_response(record))
+        return record.ended_at is not None
+
+    def answer(self, record: OperationRecord) -> operation_pb2.Operation:
+        """The operation as it is now."""
+        self.is_ready(record)
+        job = self._find_job(record.job_id)
+        if record.kind == "execute" and job is not None:
+            if record.ended_at is None:
+                record.operation.metadata.Pack(execution_metadata(job))
+                set_time(record.operation.modified_at, time.time())
+            elif self._settings.fresh_operation_urls and record.operation.HasField("response"):
+                response = service_pb2.ExecuteProjectJobResponse()
+                record.operation.response.Unpack(response)
+                record.operation.response.Pack(self._execution_response(job, response.result.return_code))
+        elif self._settings.fresh_operation_urls and record.ended_at is not None and job is not None:
+            if record.kind in ("create", "clone"):
+                record.operation.response.Pack(self._creation_response(record))
+        return record.operation
+
+    def get(self, operation_id: str) -> OperationRecord:
+        """The record of an operation that OperationService knows; raises Refused (NOT_FOUND)."""
+        record = self.record(operation_id)
+        retention = self._settings.operation_retention_seconds
+        over = retention is not None and record.ended_at is not None and time.time() > record.ended_at + retention
+        if record.forgotten or over:
+            raise not_found(f"Operation {operation_id!r} is not found.")
+        return record
+
+    def created_at(self, record: OperationRecord) -> float:
+        """Seconds since the epoch."""
+        return get_time(record.operation.created_at)

@@ -1,0 +1,25 @@
+"""Real Airflows for tests: environments per version, components that can be killed one by one, one API over 2.11 and 3.x.
+
+Start with :class:`RealAirflow` (or the fixtures ``airflow3`` and ``airflow2`` of ``tests/conftest.py``) when the
+scheduler, the triggerer or a person's click matters, and with :func:`run_dags` when only the tasks' own work does.
+"""
+
+from __future__ import annotations
+
+from harness.airflow import RealAirflow
+from harness.api import ApiError
+from harness.dagtest import DagResult, run_dags
+from harness.home import free_port
+from harness.venvs import NEWEST, AirflowVenv, find_python, uv
+
+__all__ = [
+    "NEWEST",
+    "AirflowVenv",
+    "ApiError",
+    "DagResult",
+    "RealAirflow",
+    "find_python",
+    "free_port",
+    "run_dags",
+    "uv",
+]

@@ -1,0 +1,107 @@
+"""Airflow's components as processes that a test starts, kills and starts again by name."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from harness.home import AirflowHome
+
+COMMANDS_3 = {
+    "api-server": ["api-server"],
+    "scheduler": ["scheduler"],
+    "dag-processor": ["dag-processor"],
+    "triggerer": ["triggerer"],
+}
+# On SQLite, Airflow 2's scheduler parses DAG files itself.
+COMMANDS_2 = {"api-server": ["webserver"], "scheduler": ["scheduler"], "triggerer": ["triggerer"]}
+
+
+@dataclass
+class Components:
+    """The running processes of one instance, each in a process group of its own."""
+
+    home: AirflowHome
+    running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    @property
+    def commands(self) -> dict[str, list[str]]:
+        return COMMANDS_2 if self.home.venv.version.startswith("2.") else COMMANDS_3
+
+    def output_file(self, name: str) -> Path:
+        return self.home.path / f"{name}.out"
+
+    def start(self, name: str) -> None:
+        """Start a component; its output goes to ``<AIRFLOW_HOME>/<name>.out``."""
+        if self.alive(name):
+            raise RuntimeError(f"{name} runs already")
+        with self.output_file(name).open("ab") as output:
+            self.running[name] = subprocess.Popen(
+                [str(self.home.venv.bin / "airflow"), *self.commands[name]],
+                env=self.home.environment(),
+                cwd=self.home.path,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def alive(self, name: str) -> bool:
+        return name in self.running and self.running[name].poll() is None
+
+    def kill(self, name: str, signal_number: int = signal.SIGKILL, *, whole: bool = True) -> None:
+        """Send a signal to a component and wait until it has gone.
+
+        :param whole: to its whole process group, as when the machine dies; else to its main process only
+        """
+        process = self.running[name]
+        if whole:
+            os.killpg(process.pid, signal_number)
+        else:
+            process.send_signal(signal_number)
+        process.wait(timeout=60)
+        del self.running[name]
+
+    def check(self) -> None:
+        """Raise with the end of its output if a component has died by itself."""
+        for name, process in self.running.items():
+            if process.poll() is not None:
+                tail = self.output_file(name).read_text(errors="replace")[-3000:]
+                raise RuntimeError(f"{name} of Airflow {self.home.venv.version} ended with {process.returncode}:\n{tail}")
+
+    def processes(self) -> list[psutil.Process]:
+        """All living processes of this instance, those of tasks included: they carry its AIRFLOW_HOME."""
+        mine = str(self.home.path)
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get("AIRFLOW_HOME") == mine:
+                    found.append(process)
+            except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+                continue
+        return found
+
+    def stop(self) -> None:
+        """End everything: politely for three seconds, then not."""
+        for process in self.running.values():
+            if process.poll() is None:
+                process.terminate()
+        deadline = time.monotonic() + 3
+        while self.processes() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        # Twice, since a dying parent may have just started a child.
+        for _ in range(2):
+            for process in self.processes():
+                try:
+                    process.kill()
+                except psutil.NoSuchProcess:
+                    continue
+        for started in self.running.values():
+            started.wait(timeout=30)
+        self.running.clear()
