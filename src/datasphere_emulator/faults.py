@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import fnmatch
 import random
@@ -282,4 +283,6 @@ def _release(future: asyncio.Future[None]) -> None:
         if not future.done():
             future.set_result(None)
 
-    future.get_loop().call_soon_threadsafe(release)
+    # A closed loop belongs to an emulator that was stopped meanwhile: the call is gone with it.
+    with contextlib.suppress(RuntimeError):
+        future.get_loop().call_soon_threadsafe(release)

@@ -68,6 +68,8 @@ class Journal:
                 self._read(path)
             # Line-buffered: a line is with the kernel when the call goes on, so a killed emulator loses none.
             self._file = path.open("a", buffering=1, encoding="utf-8")
+            if self._sequence:
+                self._file.write("\n")  # ends a line that was cut
 
     def _read(self, path: Path) -> None:
         calls: dict[int, Call] = {}
@@ -76,7 +78,7 @@ class Journal:
                 try:
                     fields = json.loads(line)
                 except ValueError:
-                    continue  # the last line of an emulator that was killed while it wrote
+                    continue  # empty, or the last line of an emulator that was killed while it wrote
                 calls[fields["sequence"]] = Call(**fields)
         self._calls.extend(calls[number] for number in sorted(calls))
         self._sequence = max(calls, default=0)

@@ -175,3 +175,4 @@ class Project:
     created_at: float
     created_by_id: str
     description: str = ""
+    unit_balance: int | None = None

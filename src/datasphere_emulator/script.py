@@ -49,7 +49,7 @@ class ScriptedOutput:
     """An output file that a scripted job makes: pseudo-random bytes, or given text, or a directory.
 
     :param size: bytes of a file.
-    :param seed: equal seed and size give equal bytes.
+    :param seed: equal seed, size and output (var, else path) give equal bytes.
     :param text: the file's content, in place of random bytes.
     :param directory: makes it a directory: relative path -> size in bytes of each file in it.
     """

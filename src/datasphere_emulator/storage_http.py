@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from datasphere_emulator.faults import Fault
     from datasphere_emulator.storage import Storage
 
+    Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
 _ROUTE = "/storage/{project:[A-Za-z0-9_-]+}/{sha256:[0-9a-f]{64}}"
 
 
@@ -89,21 +91,10 @@ def _range(request: web.Request, size: int, etag: str) -> slice | None:
     return slice(start, stop)
 
 
-class StorageHandlers:
-    """The HTTP side of a :class:`Storage`."""
+def _guarded(handle: Handler) -> Handler:
+    """Turn refusals into error documents and cuts into closed connections."""
 
-    def __init__(self, storage: Storage) -> None:
-        self._storage = storage
-
-    def add_routes(self, app: web.Application) -> None:
-        """Add PUT, GET and HEAD."""
-        app.router.add_put(_ROUTE, lambda request: self._guarded(request, self._put))
-        app.router.add_get(_ROUTE, lambda request: self._guarded(request, self._get), allow_head=True)
-
-    async def _guarded(
-        self, request: web.Request, handle: Callable[[web.Request], Awaitable[web.StreamResponse]]
-    ) -> web.StreamResponse:
-        """Turn refusals into error documents and cuts into closed connections."""
+    async def guarded(request: web.Request) -> web.StreamResponse:
         try:
             return await handle(request)
         except HttpRefusal as refusal:
@@ -115,6 +106,20 @@ class StorageHandlers:
             return web.Response()
         except ConnectionError:
             return web.Response()  # the client is gone, nobody reads this
+
+    return guarded
+
+
+class StorageHandlers:
+    """The HTTP side of a :class:`Storage`."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+
+    def add_routes(self, app: web.Application) -> None:
+        """Add PUT, GET and HEAD."""
+        app.router.add_put(_ROUTE, _guarded(self._put))
+        app.router.add_get(_ROUTE, _guarded(self._get), allow_head=True)
 
     async def _put(self, request: web.Request) -> web.StreamResponse:
         project, sha256 = request.match_info["project"], request.match_info["sha256"]

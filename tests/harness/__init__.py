@@ -1,4 +1,4 @@
-"""Real Airflows for tests: environments per version, components that can be killed one by one, one API over 2.11 and 3.x.
+"""Real Airflows for tests: environments per version, components to kill one by one, one API over 2.11 and 3.x.
 
 Start with :class:`RealAirflow` (or the fixtures ``airflow3`` and ``airflow2`` of ``tests/conftest.py``) when the
 scheduler, the triggerer or a person's click matters, and with :func:`run_dags` when only the tasks' own work does.

@@ -296,6 +296,9 @@ class RealAirflow:
 
     def clear(self, dag_id: str, run_id: str, *task_ids: str, map_index: int = -1) -> None:
         """Clear tasks of a run as a person does; its state goes back to running. On 2.x always all map indices."""
+        if all(state in END_STATES for state in self.task_states(dag_id, run_id).values()):
+            # The scheduler is about to end the run; a clear just before would be overwritten by that end.
+            self.wait_run(dag_id, run_id, 60)
         tasks: list[Json] = [task_id if map_index < 0 else [task_id, map_index] for task_id in task_ids]
         self.api.clear(dag_id, run_id, tasks)
 

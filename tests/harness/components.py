@@ -73,7 +73,9 @@ class Components:
         for name, process in self.running.items():
             if process.poll() is not None:
                 tail = self.output_file(name).read_text(errors="replace")[-3000:]
-                raise RuntimeError(f"{name} of Airflow {self.home.venv.version} ended with {process.returncode}:\n{tail}")
+                raise RuntimeError(
+                    f"{name} of Airflow {self.home.venv.version} ended with {process.returncode}:\n{tail}"
+                )
 
     def processes(self) -> list[psutil.Process]:
         """All living processes of this instance, those of tasks included: they carry its AIRFLOW_HOME."""

@@ -109,7 +109,9 @@ class AirflowVenv:
         """
         if self.is_development:
             return self
-        wanted = hashlib.sha256((PROJECT / "pyproject.toml").read_bytes() + repr(self).encode()).hexdigest()
+        # What follows [tool.…] configures linters and tests.
+        metadata = (PROJECT / "pyproject.toml").read_text().partition("[tool.")[0]
+        wanted = hashlib.sha256(f"{metadata}{self!r}".encode()).hexdigest()
         mark = self.path / ".harness"
         with locked(CACHE / f".{self.path.name}.lock"):
             if mark.exists() and mark.read_text() == wanted:
@@ -118,9 +120,8 @@ class AirflowVenv:
             if python is None:
                 raise RuntimeError(f"Airflow {self.version} needs Python {' or '.join(self.supported_pythons)}")
             uv("venv", "--quiet", "--clear", "--no-python-downloads", "--python", python, self.path)
-            airflow = f"apache-airflow=={self.version}"
+            wanted_packages = [f"apache-airflow=={self.version}", "--editable", f"{PROJECT}[emulator]", *self.packages]
             # Outside the project folder, so that [tool.uv] of pyproject.toml does not loosen the resolution.
-            project = f"{PROJECT}[emulator]"
-            uv("pip", "install", "--python", self.bin / "python", airflow, "--editable", project, *self.packages, cwd=Path("/"))
+            uv("pip", "install", "--python", self.bin / "python", *wanted_packages, cwd=Path("/"))
             mark.write_text(wanted)
         return self

@@ -71,7 +71,7 @@ class ForkRequest:
         for name in ("args", "vars", "env_vars"):
             check_strings(name, getattr(self, name))
         check_instance_types(self.cloud_instance_types)
-        parse_docker(self.docker)
+        check_docker(self.docker)
         parse_working_storage(self.working_storage)
         parse_ttl("data_ttl", self.data_ttl)
 
@@ -115,12 +115,10 @@ def parse_ttl(field_name: str, ttl: timedelta | str | None) -> timedelta | None:
     )
 
 
-def parse_docker(docker: object) -> str | jobs_pb2.DockerImageSpec | None:
-    """An image as the API wants it: a resource id or system image name, or a spec."""
-    if docker is None or docker == "":
-        return None
-    if isinstance(docker, str):
-        return docker
+def check_docker(docker: object) -> None:
+    """Refuse what is neither an image id or name nor a mapping that describes an image."""
+    if docker is None or isinstance(docker, str):
+        return
     if not isinstance(docker, Mapping):
         raise JobRequestError(f"docker is {docker!r}: give an image id or name, or {{'image': …, 'username': …}}.")
     unknown = sorted(set(docker) - {"image", "username", "password"})
@@ -137,15 +135,6 @@ def parse_docker(docker: object) -> str | jobs_pb2.DockerImageSpec | None:
     if password is not None and (not isinstance(password, Mapping) or not isinstance(password.get("secret-id"), str)):
         raise JobRequestError("docker['password'] must be {'secret-id': '<name of a project secret>'}.")
 
-    from yandex.cloud.datasphere.v2.jobs import jobs_pb2
-
-    spec = jobs_pb2.DockerImageSpec(image_url=docker["image"])
-    if docker.get("username") is not None:
-        spec.username = docker["username"]
-    if password is not None:
-        spec.password_ds_secret_name = password["secret-id"]
-    return spec
-
 
 def parse_size(field_name: str, size: object) -> int:
     """Bytes of ``100`` or ``'100GB'`` (binary multiples, as the SDK reads them)."""
@@ -156,8 +145,8 @@ def parse_size(field_name: str, size: object) -> int:
     return int(number) * (_UNITS[unit.upper()] if unit else 1)
 
 
-def parse_working_storage(storage: object) -> jobs_pb2.ExtendedWorkingStorage | None:
-    """Extended working storage as the API wants it, rounded up to GiB."""
+def parse_working_storage(storage: object) -> int | None:
+    """The size of extended working storage as the API wants it: GiB, rounded up."""
     if storage is None:
         return None
     if not isinstance(storage, Mapping) or "size" not in storage or set(storage) - {"type", "size"}:
@@ -166,13 +155,8 @@ def parse_working_storage(storage: object) -> jobs_pb2.ExtendedWorkingStorage | 
         raise JobRequestError(f"working_storage['type'] is {storage['type']!r}: DataSphere offers 'SSD'.")
     size_gib = -(-parse_size("working_storage['size']", storage["size"]) // GIB)
     if size_gib < MIN_WORKING_STORAGE_GIB:
-        raise JobRequestError(
-            f"working_storage['size'] is {storage['size']!r}: at least {MIN_WORKING_STORAGE_GIB}GB."
-        )
-
-    from yandex.cloud.datasphere.v2.jobs import jobs_pb2
-
-    return jobs_pb2.ExtendedWorkingStorage(type=jobs_pb2.ExtendedWorkingStorage.SSD, size_gb=size_gib)
+        raise JobRequestError(f"working_storage['size'] is {storage['size']!r}: at least {MIN_WORKING_STORAGE_GIB}GB.")
+    return size_gib
 
 
 @dataclass(frozen=True)
@@ -212,7 +196,9 @@ def plan_fork(request: ForkRequest, source: jobs_pb2.Job) -> ForkPlan:
             )
         if not path:
             raise JobRequestError(f"vars[{var!r}] is empty: give the new path of this output inside the job.")
-    _refuse_overlaps("vars (outputs)", [*output_vars.values(), *(p for v, p in old_outputs.items() if v not in output_vars)])
+    _refuse_overlaps(
+        "vars (outputs)", [*output_vars.values(), *(p for v, p in old_outputs.items() if v not in output_vars)]
+    )
     for what, entries in (("input files", input_vars), ("output files", output_vars)):
         if len(entries) > MAX_ENTRIES:
             raise JobRequestError(f"vars overrides {len(entries)} {what}: DataSphere allows {MAX_ENTRIES}.")
@@ -234,16 +220,24 @@ def overrides_message(plan: ForkPlan, inputs: Sequence[JobInput]) -> jobs_pb2.Jo
             )
     total = sum(job_input.size_bytes for job_input in inputs)
     if total > MAX_TOTAL_BYTES:
-        raise JobRequestError(f"The inputs in vars have {total} bytes together: DataSphere takes {MAX_TOTAL_BYTES} (10 GiB).")
+        raise JobRequestError(
+            f"The inputs in vars have {total} bytes together: DataSphere takes {MAX_TOTAL_BYTES} (10 GiB)."
+        )
     _refuse_overlaps("vars (inputs)", [job_input.path for job_input in inputs])
 
     request = plan.request
     environment = jobs_pb2.Environment(vars=request.env_vars)
-    docker = parse_docker(request.docker)
+    docker = request.docker
     if isinstance(docker, str):
-        environment.docker_image_resource_id = docker
+        if docker:
+            environment.docker_image_resource_id = docker
     elif docker is not None:
-        environment.docker_image_spec.CopyFrom(docker)
+        environment.docker_image_spec.image_url = docker["image"]
+        environment.docker_image_spec.username = docker.get("username") or ""
+        if docker.get("password"):
+            environment.docker_image_spec.password_ds_secret_name = docker["password"]["secret-id"]
+    size_gib = parse_working_storage(request.working_storage)
+    storage = jobs_pb2.ExtendedWorkingStorage
     return jobs_pb2.JobParameters(
         arguments=[jobs_pb2.Argument(name=name, value=value) for name, value in request.args.items()],
         input_files=[
@@ -258,7 +252,7 @@ def overrides_message(plan: ForkPlan, inputs: Sequence[JobInput]) -> jobs_pb2.Jo
         output_files=[jobs_pb2.FileDesc(path=path, var=var) for var, path in plan.output_vars.items()],
         env=environment,
         cloud_instance_types=[jobs_pb2.CloudInstanceType(name=name) for name in request.cloud_instance_types],
-        extended_working_storage=parse_working_storage(request.working_storage),
+        extended_working_storage=storage(type=storage.SSD, size_gb=size_gib) if size_gib is not None else None,
     )
 
 
@@ -295,5 +289,7 @@ def _refuse_overlaps(field_name: str, paths: Iterable[str]) -> None:
     for path in map(PurePosixPath, paths):
         clash = next((other for other in seen if path == other or other in path.parents or path in other.parents), None)
         if clash is not None:
-            raise JobRequestError(f"{field_name}: {str(path)!r} and {str(clash)!r} overlap; each file needs its own path.")
+            raise JobRequestError(
+                f"{field_name}: {str(path)!r} and {str(clash)!r} overlap; each file needs its own path."
+            )
         seen.add(path)

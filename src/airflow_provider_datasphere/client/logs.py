@@ -24,6 +24,7 @@ DRAIN_WINDOW = 30.0
 #: How long an ended job's log must be silent before it counts as complete where that is in doubt, seconds.
 SETTLE_WINDOW = 3.0
 
+_REFUSED = frozenset({"PERMISSION_DENIED", "UNAUTHENTICATED", "UNIMPLEMENTED", "NOT_FOUND"})
 _FILES = {".system.log": SYSTEM, "job_progress.jsonl": PROGRESS}
 #: Samples of CPU, memory and GPU: for graphs, not for a log. They can be downloaded with_diagnostics=True.
 _NOT_SHOWN = frozenset({".docker_stats.tsv", ".gpu_stats.tsv"})
@@ -170,12 +171,12 @@ class LogTail:
             self._doubt = True
             self._failures += 1
             self.trouble = f"{code}: {details}" if details else code
-            if self.overdue:
-                return None
+            refused = code in _REFUSED
             if self._ended_at is not None:
-                return min(2.0, 0.1 * 2 ** min(self._failures, 6))
+                given_up = self.overdue or (refused and self._failures > 2)
+                return None if given_up else min(2.0, 0.1 * 2 ** min(self._failures, 6))
             # A refusal isn't healed by asking often; anything else may be a passing break.
-            return 15.0 if code in ("PERMISSION_DENIED", "UNIMPLEMENTED", "NOT_FOUND") else min(5.0, 0.2 * 2 ** min(self._failures, 6))
+            return 15.0 if refused else min(5.0, 0.2 * 2 ** min(self._failures, 6))
         if self._ended_at is None:
             # The service may end the stream while the job runs. Ask again, less and less often while nothing comes.
             self._failures = 0 if news else self._failures + 1

@@ -162,7 +162,10 @@ def judge(
 
     if result.status == "CANCELLED":
         return Outcome(
-            result, JobCancelledError(f"Job {ref} was cancelled{details}. Clear the task to run a new job."), None, tuple(warnings)
+            result,
+            JobCancelledError(f"Job {ref} was cancelled{details}. Clear the task to run a new job."),
+            None,
+            tuple(warnings),
         )
     if result.return_code:
         if result.return_code in policy.skip_on_exit_code:
@@ -196,7 +199,9 @@ def judge(
             )
         return Outcome(result, error, None, tuple(warnings))
 
-    not_stored = [e for e in upload_errors if e.HasField("output_file_desc") and e.type != jobs_pb2.FileUploadError.NOT_FOUND]
+    not_stored = [
+        e for e in upload_errors if e.HasField("output_file_desc") and e.type != jobs_pb2.FileUploadError.NOT_FOUND
+    ]
     if not_stored:
         listed = "; ".join(f"{e.output_file_desc.path}: {e.description or 'upload failed'}" for e in not_stored)
         error = JobInfrastructureError(f"DataSphere couldn't store outputs of job {ref}: {listed}.")

@@ -27,7 +27,12 @@ DENIED_WINDOW = 60.0
 #: How long an ended operation's job may still show a status that isn't final, seconds.
 SETTLE_WINDOW = 5.0
 
-TRANSIENT = frozenset({"UNAVAILABLE", "RESOURCE_EXHAUSTED", "INTERNAL", "DEADLINE_EXCEEDED", "UNKNOWN", "ABORTED", "CANCELLED"})
+#: The pause as a share of the time waited so far: quick jobs are noticed quickly, long ones cost few calls.
+_SHARE = 0.1
+
+TRANSIENT = frozenset(
+    {"UNAVAILABLE", "RESOURCE_EXHAUSTED", "INTERNAL", "DEADLINE_EXCEEDED", "UNKNOWN", "ABORTED", "CANCELLED"}
+)
 DENIED = frozenset({"PERMISSION_DENIED", "UNAUTHENTICATED"})
 
 
@@ -54,6 +59,7 @@ class Waiting:
     timeout is the limit); a refusal is tried again for :data:`DENIED_WINDOW`.
 
     :param poll_interval: the longest pause between two looks, seconds.
+    :param quickest: the shortest pause between two looks, seconds.
     :param link: the job's page, for messages.
     """
 
@@ -62,6 +68,7 @@ class Waiting:
         handle: JobHandle,
         *,
         poll_interval: float = 10.0,
+        quickest: float = 0.05,
         link: str | None = None,
         clock: Callable[[], float] = time.monotonic,
         rng: Callable[[], float] = random.random,
@@ -72,8 +79,11 @@ class Waiting:
         self._poll_interval = poll_interval
         self._clock = clock
         self._rng = rng
+        self._quickest = min(quickest, poll_interval)
         self._begun = clock()
+        self._hurried = self._begun - 1.0
         self._delay = 0.0
+        self._looks = 0
         self._failures = 0
         self._denied_since: float | None = None
         self._operation: operation_pb2.Operation | None = None
@@ -84,10 +94,33 @@ class Waiting:
         """Seconds to pause before the next look."""
         return self._delay
 
-    def hurry(self) -> None:
-        """A hint that the job may be over (its log ended): look at once, then often for a moment."""
-        self._begun = self._clock()
+    @property
+    def still_running(self) -> bool:
+        """Whether the last look found the job running."""
+        return self.ended is None and self._failures == 0 and self._operation is None and self._looks > 0
+
+    @property
+    def failures(self) -> int:
+        """How many looks have failed in a row."""
+        return self._failures
+
+    @property
+    def refused(self) -> bool:
+        """Whether the service refuses to show the job, and may do so for a while yet."""
+        return self._denied_since is not None
+
+    def hurry(self) -> bool:
+        """A hint that the job may be over (its log ended): look at once, then often for a moment.
+
+        :return: whether the hint is heeded: once a second at most, since a service may end streams as it likes.
+        """
+        now = self._clock()
+        if now - self._hurried < 1.0:
+            return False
+        self._hurried = now
+        self._begun = now - self._quickest / _SHARE
         self._delay = 0.0
+        return True
 
     def saw_operation(self, operation: operation_pb2.Operation) -> None:
         self._succeeded()
@@ -137,10 +170,10 @@ class Waiting:
         self._delay = min(ceiling, 0.25 * 2 ** min(self._failures, 10)) * (0.75 + 0.5 * self._rng())
 
     def _succeeded(self) -> None:
+        self._looks += 1
         self._failures = 0
         self._denied_since = None
-        # A tenth of the time waited so far: quick jobs are noticed quickly, long ones cost few calls.
-        pause = min(self._poll_interval, max(0.05, (self._clock() - self._begun) * 0.1))
+        pause = min(self._poll_interval, max(self._quickest, (self._clock() - self._begun) * _SHARE))
         self._delay = pause * (0.9 + 0.2 * self._rng())
 
     def _lost(self, what: str, code: str, details: str) -> JobLostError:

@@ -1,0 +1,260 @@
+"""Calls to the service on few connections: one for all unary calls of an address, and more for log streams alone.
+
+A gateway may cap the streams of a connection; with streams and polls apart, logs can't starve the polls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import threading
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import grpc
+
+from airflow_provider_datasphere.client.access_errors import CredentialError
+from airflow_provider_datasphere.client.credentials import TokenSource
+from airflow_provider_datasphere.client.discovery import DISCOVERY_DEADLINE, Endpoints, find_endpoints, known_endpoints
+from airflow_provider_datasphere.client.transport import (
+    OWN_CONNECTION,
+    Service,
+    call_metadata,
+    open_aio_channel,
+    open_channel,
+    stub,
+    tls_problem,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from airflow_provider_datasphere.client.settings import Settings
+
+#: Log streams per connection. Servers commonly allow 100.
+STREAMS_PER_CONNECTION = 50
+#: How many connections' channels a loop keeps open while nobody uses them.
+_IDLE_CHANNELS = 16
+
+_Channel = TypeVar("_Channel")
+
+
+class _Pool(Generic[_Channel]):
+    """The channels of one process (and loop): opened when needed, streams spread over as few as will do."""
+
+    def __init__(self, opener: Callable[..., _Channel], settings: Settings) -> None:
+        self._opener = opener
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._unary: dict[str, _Channel] = {}
+        self._stubs: dict[tuple[Service, str], Any] = {}
+        self._streams: dict[str, list[tuple[_Channel, list[object]]]] = {}
+
+    def stub(self, service: Service, target: str) -> Any:
+        """The service's stub on the connection for unary calls."""
+        found = self._stubs.get((service, target))
+        if found is not None:
+            return found
+        with self._lock:
+            channel = self._unary.get(target)
+            if channel is None:
+                channel = self._unary[target] = self._opener(self._settings, target)
+            found = self._stubs[service, target] = stub(service, channel)
+            return found
+
+    def stream_stub(self, service: Service, target: str) -> tuple[Any, Callable[[], None]]:
+        """The service's stub on a connection with room for one more stream, and what to call at that stream's end."""
+        ticket = object()
+        with self._lock:
+            lines = self._streams.setdefault(target, [])
+            line = next((line for line in lines if len(line[1]) < STREAMS_PER_CONNECTION), None)
+            if line is None:
+                line = (self._opener(self._settings, target, OWN_CONNECTION), [])
+                lines.append(line)
+            channel, tickets = line
+            tickets.append(ticket)
+
+        def release() -> None:
+            with self._lock, contextlib.suppress(ValueError):
+                tickets.remove(ticket)
+
+        return stub(service, channel), release
+
+    def take_all(self) -> list[_Channel]:
+        """All channels; the pool is empty afterwards."""
+        with self._lock:
+            channels = [*self._unary.values(), *(channel for lines in self._streams.values() for channel, _ in lines)]
+            self._unary, self._stubs, self._streams = {}, {}, {}
+            return channels
+
+
+class Channels:
+    """Synchronous calls. Thread-safe; connects with the first call, and anew after ``fork``.
+
+    :param settings: where, and as whom.
+    :param tokens: where tokens come from; by default this process's common source for these settings.
+    """
+
+    def __init__(self, settings: Settings, tokens: TokenSource | None = None) -> None:
+        self.settings = settings
+        self.tokens = tokens or TokenSource.shared(settings)
+        self._start_afresh()
+
+    def unary(
+        self, service: Service, method: str, request: Any, *, timeout: float, idempotency_key: str | None = None
+    ) -> Any:
+        """Make a call. A token that is refused is replaced and the call made once more.
+
+        :param timeout: the call's deadline, seconds.
+        :param idempotency_key: sent as ``idempotency-key``.
+        :return: the response message.
+        :raises CredentialError: no token (also a :class:`grpc.RpcError`, UNAVAILABLE or UNAUTHENTICATED).
+        :raises grpc.RpcError: the call failed.
+        """
+        self._check_process()
+        target = find_endpoints(self.settings, timeout=timeout).of(service)
+        token = self.tokens.token(timeout=timeout)
+        call = getattr(self._pool.stub(service, target), method)
+        try:
+            return call(request, timeout=timeout, metadata=call_metadata(token, idempotency_key))
+        except grpc.RpcError as error:
+            if error.code() != grpc.StatusCode.UNAUTHENTICATED:
+                raise tls_problem(error, self.settings, target) or error from None
+        token = self.tokens.token(refused=token, timeout=timeout)
+        return call(request, timeout=timeout, metadata=call_metadata(token, idempotency_key))
+
+    def stream(self, service: Service, method: str, request: Any, *, timeout: float | None = None) -> Any:
+        """Begin a call that answers with a stream of messages, on a connection that serves streams alone.
+
+        :param timeout: deadline of the whole stream, seconds; None for none.
+        :return: the gRPC call: iterate over it; ``cancel()`` ends it. Its errors arise while iterating.
+        :raises CredentialError: no token.
+        """
+        self._check_process()
+        target = find_endpoints(self.settings).of(service)
+        token = self.tokens.token()
+        streams, release = self._pool.stream_stub(service, target)
+        try:
+            call = getattr(streams, method)(request, timeout=timeout, metadata=call_metadata(token))
+        except BaseException:
+            release()
+            raise
+
+        def ended() -> None:
+            release()
+            if call.code() == grpc.StatusCode.UNAUTHENTICATED:
+                self.tokens.forget(token)
+
+        if not call.add_callback(ended):
+            ended()
+        return call
+
+    def close(self) -> None:
+        """Close all connections; a later call opens new ones."""
+        if self._pid == os.getpid():
+            for channel in self._pool.take_all():
+                channel.close()
+
+    def _check_process(self) -> None:
+        if self._pid != os.getpid():
+            self._start_afresh()
+
+    def _start_afresh(self) -> None:
+        # A forked child must leave its parent's channels alone, even their clean-up: threads and sockets of theirs are
+        # not its own.
+        self._abandoned = getattr(self, "_pool", None)
+        self._pid = os.getpid()
+        self._pool: _Pool[grpc.Channel] = _Pool(open_channel, self.settings)
+
+
+class AsyncChannels:
+    """Calls from coroutines of one event loop; make it with :meth:`shared`."""
+
+    def __init__(self, settings: Settings, tokens: TokenSource | None = None) -> None:
+        self.settings = settings
+        self.tokens = tokens or TokenSource.shared(settings)
+        self._pool: _Pool[grpc.aio.Channel] = _Pool(open_aio_channel, settings)
+
+    @classmethod
+    def shared(cls, settings: Settings) -> AsyncChannels:
+        """The running loop's channels for these settings, the same for all its coroutines."""
+        loop = asyncio.get_running_loop()
+        with _loops_lock:
+            for key, (known, _) in list(_loops.items()):
+                # Those of a parent process stay: dropping them would run gRPC's clean-up in the child.
+                if known.is_closed() and key[0] == os.getpid():
+                    del _loops[key]
+            _, kept = _loops.setdefault((os.getpid(), id(loop)), (loop, OrderedDict()))
+            channels = kept.pop(settings.fingerprint, None) or cls(settings)
+            kept[settings.fingerprint] = channels
+            if len(kept) > _IDLE_CHANNELS:
+                # Who still uses the oldest one keeps it alive; gRPC closes it when nobody does.
+                kept.popitem(last=False)
+            return channels
+
+    async def unary(
+        self, service: Service, method: str, request: Any, *, timeout: float, idempotency_key: str | None = None
+    ) -> Any:
+        """Make a call, as :meth:`Channels.unary` does."""
+        target = (await self._endpoints(timeout)).of(service)
+        token = await self.tokens.atoken(timeout=timeout)
+        call = getattr(self._pool.stub(service, target), method)
+        try:
+            return await call(request, timeout=timeout, metadata=call_metadata(token, idempotency_key))
+        except grpc.RpcError as error:
+            if error.code() != grpc.StatusCode.UNAUTHENTICATED:
+                raise tls_problem(error, self.settings, target) or error from None
+        token = await self.tokens.atoken(refused=token, timeout=timeout)
+        return await call(request, timeout=timeout, metadata=call_metadata(token, idempotency_key))
+
+    async def stream(
+        self, service: Service, method: str, request: Any, *, timeout: float | None = None
+    ) -> AsyncIterator[Any]:
+        """The messages of a call that answers with a stream; closing the iterator (``aclose``) cancels the call.
+
+        :param timeout: deadline of the whole stream, seconds; None for none.
+        :raises CredentialError: no token.
+        :raises grpc.RpcError: the stream broke.
+        """
+        target = (await self._endpoints(DISCOVERY_DEADLINE)).of(service)
+        token = await self.tokens.atoken()
+        streams, release = self._pool.stream_stub(service, target)
+        call = None
+        try:
+            call = getattr(streams, method)(request, timeout=timeout, metadata=call_metadata(token))
+            async for message in call:
+                yield message
+        except grpc.RpcError as error:
+            if error.code() == grpc.StatusCode.UNAUTHENTICATED:
+                self.tokens.forget(token)
+            raise
+        finally:
+            if call is not None:
+                call.cancel()
+            release()
+
+    async def close(self) -> None:
+        """Close all connections; a later call opens new ones."""
+        for channel in self._pool.take_all():
+            await channel.close(None)
+
+    async def _endpoints(self, timeout: float) -> Endpoints:
+        known = known_endpoints(self.settings)
+        if known is not None:
+            return known
+        return await asyncio.to_thread(find_endpoints, self.settings, timeout=timeout)
+
+
+_loops: dict[tuple[int, int], tuple[asyncio.AbstractEventLoop, OrderedDict[str, AsyncChannels]]] = {}
+_loops_lock = threading.Lock()
+
+
+def _after_fork() -> None:
+    global _loops_lock
+    _loops_lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+__all__ = ["STREAMS_PER_CONNECTION", "AsyncChannels", "Channels", "CredentialError", "Service"]

@@ -1,0 +1,405 @@
+"""Downloading a job's files: parallel, resumed, checked before they become visible, all or a clear error."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import queue
+import time
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from io import BufferedReader
+from pathlib import Path, PurePosixPath
+from threading import Event, Lock, Thread
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
+
+from airflow_provider_datasphere.client.archive import list_archive, open_archive
+from airflow_provider_datasphere.client.destinations import Destination, LocalFolder, LocalPart, Part
+from airflow_provider_datasphere.client.errors import DataSphereError, ResultsError
+from airflow_provider_datasphere.client.http import StoppedError, TransferError, TransientError, UrlRefusedError
+from airflow_provider_datasphere.client.links import Link, RangeReader, url_for
+from airflow_provider_datasphere.client.results import JobFile, downloadable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from yandex.cloud.datasphere.v2.jobs import jobs_pb2
+
+    from airflow_provider_datasphere.client.jobs import DataSphereClient
+
+#: How many files are on their way at once.
+MAX_PARALLEL = 8
+#: How often a file is fetched anew from its beginning because its content is wrong.
+_WHOLE_TRIES = 3
+#: Files from this size on (bytes) are hashed in a thread beside the one that receives and writes them.
+_HASH_ASIDE_BYTES = 8 * 1024 * 1024
+_TAIL_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True)
+class _Item:
+    kind: str
+    file: jobs_pb2.File
+    target: PurePosixPath
+
+    @property
+    def name(self) -> str:
+        return self.file.desc.path or self.file.desc.var
+
+    @property
+    def key(self) -> str:
+        return hashlib.sha256(f"{self.target}\0{self.file.sha256}".encode()).hexdigest()[:16]
+
+
+def download_job_files(
+    client: DataSphereClient,
+    job_id: str,
+    *,
+    with_logs: bool = False,
+    with_diagnostics: bool = False,
+    output_dir: Path | str | None = None,
+    files: Sequence[str] | None = None,
+    destination: Callable[[str, frozenset[str]], Destination] | None = None,
+    max_parallel: int = MAX_PARALLEL,
+    progress_interval: float = 5.0,
+    stop: Event | None = None,
+    log: logging.Logger | None = None,
+) -> list[dict[str, Any]]:
+    """Download the files of an ended job.
+
+    :param with_logs: the job's log files too.
+    :param with_diagnostics: its diagnostic files too.
+    :param output_dir: local folder, default the current one.
+    :param files: glob patterns over output paths and vars; None for all outputs.
+    :param destination: makes the place they go to, instead of ``output_dir``, from a name for temporary files and the
+        names that the files need there.
+    :param max_parallel: files at once.
+    :param progress_interval: seconds between two progress lines in the log.
+    :param stop: set from another thread to end the download.
+    :return: one mapping per file: ``path``, ``var``, ``kind`` (output, log, diagnostic), ``size_bytes``, ``sha256``,
+        ``uri``; ``uri`` of an unpacked directory ends with a slash.
+    :raises ResultsError: the job still runs, its data are gone, or not every file arrived; the message names each.
+    :raises JobRequestError: there is no such job, or nothing fits ``files``.
+    """
+    log = log or logging.getLogger(__name__)
+    job = client.get(job_id)
+    selected = downloadable(job, files, with_logs=with_logs, with_diagnostics=with_diagnostics, log=log)
+    items = _lay_out(selected, job_id)
+    reserved = frozenset(item.target.parts[0] for item in items if item.target.parts)
+    name = f".datasphere-{job_id}"
+    place = destination(name, reserved) if destination else LocalFolder(Path(output_dir or "."), name, reserved)
+    if not items:
+        return []
+    stop = stop or Event()
+    client.on_interrupt(stop.set)
+    with place:
+        return _Download(client, job_id, place, min(max_parallel, place.max_parallel or max_parallel), stop, log).run(
+            items, progress_interval
+        )
+
+
+def _lay_out(selected: Iterable[JobFile], job_id: str) -> list[_Item]:
+    """Where each file goes below the destination.
+
+    Absolute paths lose their root and what climbs above the destination stays at its top, as tar and unzip do it.
+    """
+    items: dict[PurePosixPath, _Item] = {}
+    for kind, file in selected:
+        parts: list[str] = []
+        for part in file.desc.path.split("/"):
+            if part == "..":
+                del parts[-1:]
+            elif part not in ("", "."):
+                parts.append(part)
+        # A directory output may be the working folder itself; a file must have a name.
+        if "\0" in file.desc.path or not (parts or _is_archive(file)):
+            raise ResultsError(f"Job {job_id} has a file whose path can't be used here: {file.desc.path!r}.")
+        item = _Item(kind, file, PurePosixPath(*parts))
+        other = items.setdefault(item.target, item)
+        if other is not item and (other.file.sha256, other.kind) != (file.sha256, kind):
+            raise ResultsError(
+                f"The files {other.name!r} and {item.name!r} of job {job_id} would both become {str(item.target)!r}. "
+                "Pick them with files=[…] and download them to different destinations."
+            )
+    return list(items.values())
+
+
+def _is_archive(file: jobs_pb2.File) -> bool:
+    from yandex.cloud.datasphere.v2.jobs import jobs_pb2
+
+    return file.compression_type == jobs_pb2.ZIP
+
+
+class _Download:
+    def __init__(
+        self,
+        client: DataSphereClient,
+        job_id: str,
+        place: Destination,
+        parallel: int,
+        stop: Event,
+        log: logging.Logger,
+    ) -> None:
+        self._client, self._job_id, self._place, self._stop, self._log = client, job_id, place, stop, log
+        self._parallel = parallel
+        self._http = client.http
+        self._lock = Lock()
+        self._received = 0
+        self._links: dict[PurePosixPath, Link] = {}
+
+    def run(self, items: Sequence[_Item], progress_interval: float) -> list[dict[str, Any]]:
+        self._interval = progress_interval
+        began = time.monotonic()
+        failures: dict[str, BaseException] = {}
+        with ThreadPoolExecutor(self._parallel, thread_name_prefix="datasphere-download") as pool:
+            try:
+                right = self._all(pool, self._already_right, items, failures, "Checked")
+                missing = [item for item in items if item.name not in failures and not right.get(item.target)]
+                self._fetch_links(missing)
+                fetched = self._all(pool, self._fetch, missing, failures, "Downloaded")
+            except BaseException:
+                self._stop.set()
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+        if failures:
+            raise ResultsError(self._complaint(items, failures))
+        new = sum(fetched.values())
+        seconds = time.monotonic() - began
+        self._log.info(
+            "Job %s: %d files downloaded (%s in %.1f s), %d were right already.",
+            self._job_id,
+            new,
+            _megabytes(self._received),
+            seconds,
+            len(items) - new,
+        )
+        return [self._entry(item) for item in items]
+
+    def _all(
+        self,
+        pool: ThreadPoolExecutor,
+        work: Callable[[_Item], bool],
+        items: Sequence[_Item],
+        failures: dict[str, BaseException],
+        done_what: str,
+    ) -> dict[PurePosixPath, bool]:
+        """Do the work for each item; log progress; what fails goes to ``failures``."""
+        futures: dict[Future[bool], _Item] = {pool.submit(work, item): item for item in items}
+        total = sum(item.file.size_bytes for item in items)
+        began, before, results = time.monotonic(), self._received, {}
+        pending = set(futures)
+        while pending:
+            done, pending = wait(pending, timeout=self._interval)
+            for future in done:
+                item = futures[future]
+                if error := future.exception():
+                    if isinstance(error, StoppedError):
+                        raise error
+                    failures[item.name] = error
+                else:
+                    results[item.target] = future.result()
+            if pending:
+                came = self._received - before
+                rate = came / (time.monotonic() - began)
+                self._log.info(
+                    "%s %d of %d files, %s of %s (%s/s).",
+                    done_what,
+                    len(futures) - len(pending),
+                    len(futures),
+                    _megabytes(came),
+                    _megabytes(total),
+                    _megabytes(rate),
+                )
+        return results
+
+    def _fetch_links(self, items: Sequence[_Item]) -> None:
+        lacking = [item for item in items if item.target not in self._links]
+        if lacking:
+            stored = self._client.download_urls(self._job_id, [item.file for item in lacking])
+            for item in lacking:
+                url = url_for(item.file, stored)
+                self._links[item.target] = Link(self._client, self._job_id, item.file, url)
+
+    def _already_right(self, item: _Item) -> bool:
+        file = item.file
+        if not _is_archive(file):
+            return self._place.has(item.target, file.size_bytes, file.sha256)
+        if not self._place.has_folder(item.target) or not item.target.parts:
+            return False
+        # The archive's table of contents is at its end: enough to compare what it would unpack to.
+        link = Link(self._client, self._job_id, file)
+        reader = RangeReader(self._http, link, file.size_bytes, self._stop)
+        try:
+            with open_archive(cast("BinaryIO", BufferedReader(reader, _TAIL_BYTES))) as archive:
+                listing = list_archive(archive, item.target.name, file.size_bytes)
+                return self._place.has_all(item.target, listing)
+        except (ResultsError, OSError) as error:
+            self._log.debug("Can't compare the directory %s: %s", item.name, error)
+            return False
+
+    def _fetch(self, item: _Item) -> bool:
+        if not _is_archive(item.file):
+            part = self._place.part(item.target, item.key, item.file.size_bytes)
+            try:
+                self._receive(item, part)
+                part.commit()
+            finally:
+                part.discard()
+            return True
+        archive_file = self._place.scratch / f"{item.key}.zip"
+        part = LocalPart(self._place.scratch / f"{item.key}.part", lambda: archive_file)
+        try:
+            self._receive(item, part)
+            part.commit()
+            with open_archive(archive_file) as archive:
+                listing = list_archive(archive, item.target.name, item.file.size_bytes)
+                self._place.unpack(archive, listing, item.target)
+        finally:
+            part.discard()
+            archive_file.unlink(missing_ok=True)
+        return True
+
+    def _receive(self, item: _Item, part: Part) -> None:
+        """Fill ``part`` with the file's bytes, checked.
+
+        :raises TransferError: it can't be fetched.
+        :raises ResultsError: what comes isn't what the job recorded.
+        """
+        file, digest = item.file, _Digest(item.file.size_bytes)
+        try:
+            for chunk in part.existing():
+                self._check_stop()
+                digest.update(chunk)
+            for tries_left in reversed(range(_WHOLE_TRIES)):
+                if part.size < file.size_bytes or not file.sha256:
+                    self._stream(item, part, digest)
+                wrong = _difference(file, part.size, digest.hexdigest())
+                if wrong is None:
+                    return
+                if not tries_left:
+                    raise ResultsError(wrong)
+                self._log.warning("%s: %s; fetching it anew.", item.name, wrong)
+                part.restart()
+                digest.restart()
+        finally:
+            digest.close()
+
+    def _stream(self, item: _Item, part: Part, digest: _Digest) -> None:
+        link, file = self._links[item.target], item.file
+
+        def attempt() -> None:
+            self._check_stop()
+            try:
+                with self._http.get(link.url, part.size) as body:
+                    if body.start != part.size:
+                        part.restart()
+                        digest.restart()
+                    for chunk in body.chunks():
+                        self._check_stop()
+                        link.worked()
+                        part.write(chunk)
+                        digest.update(chunk)
+                        with self._lock:
+                            self._received += len(chunk)
+                        if file.sha256 and part.size > file.size_bytes:
+                            return
+            except UrlRefusedError as error:
+                link.refused(error)
+
+        def note(error: TransientError, delay: float) -> None:
+            self._log.warning(
+                "%s: %s; going on at byte %d of %d in %.1f s.", item.name, error, part.size, file.size_bytes, delay
+            )
+
+        # Bytes received, not the part's size: that shrinks when the storage ignores the range.
+        received = 0
+
+        def progress() -> int:
+            nonlocal received
+            received = max(received, part.size)
+            return received
+
+        self._http.retrying(self._stop, progress, note)(attempt)
+
+    def _check_stop(self) -> None:
+        if self._stop.is_set():
+            raise StoppedError("the download was told to stop")
+
+    def _entry(self, item: _Item) -> dict[str, Any]:
+        slash = "/" if _is_archive(item.file) else ""
+        return {
+            "path": item.file.desc.path,
+            "var": item.file.desc.var or None,
+            "kind": item.kind,
+            "size_bytes": item.file.size_bytes,
+            "sha256": item.file.sha256,
+            "uri": self._place.uri(item.target) + slash,
+        }
+
+    def _complaint(self, items: Sequence[_Item], failures: dict[str, BaseException]) -> str:
+        lines = "\n".join(f"- {name}: {_reason(error)}" for name, error in failures.items())
+        return (
+            f"{len(failures)} of {len(items)} files of job {self._job_id} couldn't be downloaded:\n{lines}\n"
+            "The others are in place; downloading again fetches only what is missing."
+        )
+
+
+class _Digest:
+    """sha256 of a stream; of a large one it is computed in a thread of its own, beside receiving and writing."""
+
+    def __init__(self, size: int) -> None:
+        self._sha256 = hashlib.sha256()
+        self._chunks: queue.Queue[bytes | None] = queue.Queue(maxsize=4)
+        self._thread = None
+        if size >= _HASH_ASIDE_BYTES:
+            self._thread = Thread(target=self._work, name="datasphere-sha256", daemon=True)
+            self._thread.start()
+
+    def _work(self) -> None:
+        while (chunk := self._chunks.get()) is not None:
+            self._sha256.update(chunk)
+            self._chunks.task_done()
+
+    def update(self, chunk: bytes) -> None:
+        if self._thread:
+            self._chunks.put(chunk)
+        else:
+            self._sha256.update(chunk)
+
+    def hexdigest(self) -> str:
+        self._settle()
+        return self._sha256.hexdigest()
+
+    def restart(self) -> None:
+        self._settle()
+        self._sha256 = hashlib.sha256()
+
+    def close(self) -> None:
+        if self._thread:
+            self._chunks.put(None)
+
+    def _settle(self) -> None:
+        if self._thread:
+            self._chunks.join()
+
+
+def _difference(file: jobs_pb2.File, size: int, sha256: str) -> str | None:
+    if not file.sha256:  # some log files have none
+        return f"{size} bytes came, the job records {file.size_bytes}" if file.size_bytes not in (0, size) else None
+    if size != file.size_bytes:
+        return f"{size} bytes came, the job records {file.size_bytes}"
+    if sha256 != file.sha256.lower():
+        return f"its sha256 is {sha256}, the job records {file.sha256}"
+    return None
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, (DataSphereError, TransferError)):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror} ({error.filename})" if error.filename else error.strerror
+    return f"{type(error).__name__}: {error}"
+
+
+def _megabytes(size: float) -> str:
+    return f"{size / 1e6:.1f} MB"

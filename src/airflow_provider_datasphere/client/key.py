@@ -1,0 +1,71 @@
+"""Whose job it is: the key of a task's generation, and its mark in a job's description."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any, Protocol
+
+MAX_DESC_CHARACTERS = 200
+
+_MARK = re.compile(r"\s*\[[^\[\]]*\bairflow:[0-9a-f]{20}\b[^\[\]]*\]")
+_RETRIES = re.compile(r"\bretries:(\d+)\]")
+
+
+@dataclass(frozen=True)
+class Key:
+    """Whose job it is.
+
+    :param parts: what identifies the generation: dag, run, task, map index, number.
+    :param label: for people, in the job's description: ``dag.task run``.
+    :param retries: the task's ``retries`` when the job was made.
+    :param since: no job of this key is older.
+    """
+
+    parts: tuple[str | int, ...]
+    label: str
+    retries: int
+    since: datetime | None = None
+
+    def for_try(self, number: int) -> Key:
+        """A key of one try alone, for a task that doesn't attach to what an earlier try left."""
+        return replace(self, parts=(*self.parts, "try", number))
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(json.dumps(self.parts).encode()).hexdigest()[:20]
+
+    @property
+    def token(self) -> str:
+        return f"airflow:{self.digest}"
+
+    def describe(self, desc: str | None) -> str:
+        """``desc`` with this key's mark at its end; a mark inherited from a source job is removed."""
+        base = _MARK.sub("", desc or "").strip()
+        tail = f" {self.token} retries:{self.retries}]"
+        room = MAX_DESC_CHARACTERS - len(tail) - 1
+        label = _shorten(re.sub(r"[\[\]]", "", self.label), room)
+        mark = f"[{label}{tail}"
+        base = _shorten(base, MAX_DESC_CHARACTERS - len(mark) - 1)
+        return f"{base} {mark}" if base else mark
+
+
+class Store(Protocol):
+    """Where the key's job is written down, if anywhere: Airflow's task state store."""
+
+    def get(self) -> dict[str, Any] | None: ...
+
+    def set(self, entry: dict[str, Any]) -> None: ...
+
+
+def retries_of(desc: str) -> int | None:
+    """The task's ``retries`` when the job with this description was made; ``None`` without a mark."""
+    match = _RETRIES.search(desc)
+    return int(match.group(1)) if match else None
+
+
+def _shorten(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: max(0, length - 1)] + "…"[: max(0, length)]

@@ -1,0 +1,289 @@
+"""Exactly one job per key: find what an earlier try left behind, and decide what to do about it.
+
+A key belongs to one generation of a task. Its token stands in the description of every job made for it, so that the
+job can be found on the service even where nothing was written down (no state store, or a crash in between).
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta, timezone
+from typing import TYPE_CHECKING, Any
+
+from yandex.cloud.datasphere.v2.jobs import jobs_pb2
+
+from airflow_provider_datasphere.client.errors import DataSphereError, JobInfrastructureError, JobRequestError
+from airflow_provider_datasphere.client.fork import ForkRequest
+from airflow_provider_datasphere.client.key import Key, Store, retries_of
+from airflow_provider_datasphere.client.outcome import JobHandle, status_name
+from airflow_provider_datasphere.client.submit import Submission, execute, submit
+
+if TYPE_CHECKING:
+    from airflow_provider_datasphere.client.jobs import DataSphereClient
+
+log = logging.getLogger(__name__)
+
+#: Bounds of one search: jobs read, and seconds.
+MAX_JOBS_SEARCHED = 20_000
+MAX_SEARCH_SECONDS = 240.0
+#: The clocks of Airflow and of the service may differ by this much.
+CLOCK_SKEW = timedelta(minutes=10)
+
+
+class Move(enum.Enum):
+    """What to do about what was found."""
+
+    FORK = "forking a new job"
+    ATTACH = "attaching to it"
+    ADOPT = "taking its result"
+    EXECUTE = "starting it"
+    SUBMIT_AGAIN = "uploading its inputs again and starting it"
+    WAIT_AND_FORK = "waiting for its end, then forking a new job"
+
+
+@dataclass(frozen=True)
+class Found:
+    """The jobs of one key, as far as they matter."""
+
+    job: jobs_pb2.Job | None
+    move: Move
+    #: How many of the key's jobs are of no use any more; makes the next fork's idempotency key a new one.
+    ordinal: int
+
+
+@dataclass(frozen=True)
+class Obtained:
+    """The one job of a key.
+
+    :param found: whether it was there already.
+    """
+
+    handle: JobHandle
+    found: bool
+
+
+def decide(jobs: Sequence[jobs_pb2.Job], key: Key, *, uploaded: str | None, has_inputs: bool) -> Found:
+    """The decision table. The most valuable job counts: a success, then a living one, then one that never ran.
+
+    :param uploaded: id of the job whose inputs are known to be in place.
+    :param has_inputs: whether the request uploads anything.
+    """
+    spent = [job for job in jobs if job.status in (jobs_pb2.ERROR, jobs_pb2.CANCELLED)]
+    for job in jobs:
+        if job.status == jobs_pb2.SUCCESS:
+            # A clear after somebody edited `retries` can lead to the same key; a person who clears wants a new job.
+            if retries_of(job.desc) == key.retries:
+                return Found(job, Move.ADOPT, len(spent))
+            spent.append(job)
+    living = [job for job in jobs if job not in spent]
+    for job in living:
+        if job.status not in (jobs_pb2.CREATING, jobs_pb2.CANCELLING):
+            return Found(job, Move.ATTACH, len(spent))
+    for job in living:
+        if job.status == jobs_pb2.CREATING:
+            ready = not has_inputs or uploaded == job.id
+            return Found(job, Move.EXECUTE if ready else Move.SUBMIT_AGAIN, len(spent))
+    for job in living:
+        return Found(job, Move.WAIT_AND_FORK, len(spent) + 1)
+    return Found(spent[-1] if spent else None, Move.FORK, len(spent))
+
+
+def search(client: DataSphereClient, project_id: str, key: Key, source_job_id: str) -> list[jobs_pb2.Job]:
+    """All jobs of a key, oldest first (RPC ``List``, in whatever order it answers).
+
+    :raises JobInfrastructureError: the search couldn't be finished; that is not the same as finding nothing.
+    """
+    found: list[jobs_pb2.Job] = []
+    since = key.since - CLOCK_SKEW if key.since else None
+    deadline = time.monotonic() + MAX_SEARCH_SECONDS
+    try:
+        for count, job in enumerate(client.list_jobs(project_id), start=1):
+            if (
+                key.token in job.desc
+                and job.parent_job_id == source_job_id
+                and _created(job) >= (since or _created(job))
+            ):
+                found.append(job)
+            if count >= MAX_JOBS_SEARCHED or time.monotonic() > deadline:
+                raise JobInfrastructureError(f"project {project_id} has too many jobs to look through ({count} read)")
+    except DataSphereError as error:
+        raise JobInfrastructureError(
+            f"Couldn't look for the job that an earlier try may have started: {error} Without knowing, no new job is "
+            "forked; the next try looks again. (reattach=False never looks.)"
+        ) from error
+    return sorted(found, key=_created)
+
+
+def obtain(
+    client: DataSphereClient,
+    request: ForkRequest,
+    submission: Submission,
+    key: Key,
+    *,
+    store: Store | None = None,
+    look: bool = True,
+    link: Callable[[jobs_pb2.Job], str] | None = None,
+    wait: Callable[[str], object] | None = None,
+) -> Obtained:
+    """The one job of ``key``: the one that an earlier try left, or a new one.
+
+    :param submission: what to do on the way; its key is made here.
+    :param look: whether there is a reason to look for an earlier job, where the store doesn't say.
+    :param link: the page of a job, for the log.
+    :param wait: waits for the end of a job by its id.
+    """
+    logger = submission.log or log
+    written = store.get() if store is not None else None
+    if written is not None and written.get("token") != key.token:
+        written = None
+    source: jobs_pb2.Job | None = None
+    found = Found(None, Move.FORK, 0)
+    if written is not None or (look and store is None):
+        jobs, source = _earlier_jobs(client, request, key, written)
+        found = decide(
+            jobs,
+            key,
+            uploaded=written.get("uploaded") if written else None,
+            has_inputs=_has_inputs(request, jobs, source),
+        )
+        _report(logger, found, request, link)
+    elif look:
+        logger.info("No earlier try of this generation got as far as cloning job %s.", request.source_job_id)
+
+    entry: dict[str, Any] = {"token": key.token, "retries": key.retries}
+
+    def write(**news: Any) -> None:
+        entry.update(news)
+        if store is not None:
+            store.set(dict(entry))
+
+    job = found.job
+    submission = replace(submission, key=f"{key.digest}-{found.ordinal}")
+    if job is not None and found.move in (Move.ATTACH, Move.ADOPT):
+        operation_id = written.get("operation_id") if written and written.get("job_id") == job.id else None
+        submission.cloned(job.id)
+        if found.move is Move.ATTACH and operation_id is None:
+            # On a running job Execute answers with the operation that runs.
+            return Obtained(execute(client, job.id, submission.key, logger, may_run=True), found=True)
+        return Obtained(JobHandle(job.id, operation_id), found=True)
+    if job is not None and found.move is Move.EXECUTE:
+        submission.cloned(job.id)
+        handle = execute(client, job.id, submission.key, logger, may_run=True)
+        write(job_id=job.id, operation_id=handle.operation_id)
+        return Obtained(handle, found=True)
+    if job is not None and found.move is Move.WAIT_AND_FORK and wait is not None:
+        wait(job.id)
+
+    # Written before the Clone is sent: a store without an entry proves that nothing was.
+    write(job_id=None)
+    handle = submit(
+        client,
+        replace(request, desc=key.describe(_base_desc(client, request, source))),
+        replace(
+            submission,
+            cloned=lambda job_id: (write(job_id=job_id), submission.cloned(job_id))[1],
+            uploaded=lambda job_id: (write(uploaded=job_id), submission.uploaded(job_id))[1],
+            find=lambda: _created_only(client, request, key),
+            resume=job.id if job is not None and found.move is Move.SUBMIT_AGAIN else None,
+            verify=look,
+        ),
+        source=source,
+    )
+    write(operation_id=handle.operation_id)
+    return Obtained(handle, found=False)
+
+
+def differences(request: ForkRequest, job: jobs_pb2.Job) -> list[str]:
+    """Which of the request's arguments the found job was not made with."""
+    parameters = job.job_parameters
+    args = {argument.name: argument.value for argument in parameters.arguments}
+    outputs = {desc.var: desc.path for desc in parameters.output_files if desc.var}
+    inputs = {file.desc.var for file in parameters.input_files}
+    changed = [f"args[{name!r}]" for name, value in request.args.items() if args.get(name) != value]
+    changed += [
+        f"vars[{var!r}]" for var, path in request.vars.items() if var not in inputs and outputs.get(var) != path
+    ]
+    changed += [
+        f"env_vars[{name!r}]" for name, value in request.env_vars.items() if parameters.env.vars.get(name) != value
+    ]
+    types = [instance.name for instance in parameters.cloud_instance_types]
+    if request.cloud_instance_types and list(request.cloud_instance_types) != types:
+        changed.append("cloud_instance_types")
+    if request.name and request.name != job.name:
+        changed.append("name")
+    return changed
+
+
+def _earlier_jobs(
+    client: DataSphereClient, request: ForkRequest, key: Key, written: dict[str, Any] | None
+) -> tuple[list[jobs_pb2.Job], jobs_pb2.Job | None]:
+    """The key's jobs, and the source job where it was read on the way."""
+    if written is not None and written.get("job_id"):
+        try:
+            job = client.get(written["job_id"])
+        except JobRequestError:
+            log.debug("The job in the state store is gone; searching.")
+        else:
+            if job.status not in (jobs_pb2.ERROR, jobs_pb2.CANCELLED):
+                return [job], None
+    source: jobs_pb2.Job | None = None
+    try:
+        source = client.get(request.source_job_id)
+        project_id: str | None = source.project_id
+    except JobRequestError:
+        # The source may be gone while the job that was forked from it lives.
+        project_id = client.settings.project_id
+        if project_id is None:
+            raise
+    return search(client, project_id or "", key, request.source_job_id), source
+
+
+def _created_only(client: DataSphereClient, request: ForkRequest, key: Key) -> str | None:
+    """A job of this key that has not been executed: the effect of a Clone whose answer was lost."""
+    source = client.get(request.source_job_id)
+    jobs = search(client, source.project_id, key, request.source_job_id)
+    return next((job.id for job in reversed(jobs) if job.status == jobs_pb2.CREATING), None)
+
+
+def _has_inputs(request: ForkRequest, jobs: Sequence[jobs_pb2.Job], source: jobs_pb2.Job | None) -> bool:
+    described = [source] if source is not None else list(jobs)
+    inputs = {file.desc.var for job in described for file in job.job_parameters.input_files}
+    return any(var in inputs for var in request.vars)
+
+
+def _base_desc(client: DataSphereClient, request: ForkRequest, source: jobs_pb2.Job | None) -> str:
+    if request.desc is not None:
+        return request.desc
+    return (source or client.get(request.source_job_id)).desc
+
+
+def _report(
+    logger: logging.Logger, found: Found, request: ForkRequest, link: Callable[[jobs_pb2.Job], str] | None
+) -> None:
+    job = found.job
+    if job is None:
+        logger.info("No job of an earlier try of this generation was found: %s.", Move.FORK.value)
+        return
+    where = f" ({link(job)})" if link is not None else ""
+    logger.info(
+        "An earlier try of this generation left job %s%s with status %s: %s.",
+        job.id,
+        where,
+        status_name(job.status),
+        found.move.value,
+    )
+    if found.move in (Move.ATTACH, Move.ADOPT, Move.EXECUTE) and (changed := differences(request, job)):
+        logger.warning(
+            "Job %s was made with other arguments than the task has now: %s differ. To run a new job with the new "
+            "ones, clear the task (and cancel this job if it runs).",
+            job.id,
+            ", ".join(changed),
+        )
+
+
+def _created(job: jobs_pb2.Job) -> datetime:
+    return job.created_at.ToDatetime(tzinfo=timezone.utc)

@@ -1,0 +1,297 @@
+"""Submitting a fork: Clone, upload, Execute, each exactly once in its effect.
+
+Clone makes a job but doesn't run it; Execute runs it. Neither is blindly repeated: both carry a deterministic
+``idempotency-key``, and after an answer that got lost the client looks at what is there before it acts again. Whether
+the service honours the key is not documented; it is right either way.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import grpc
+from yandex.cloud.datasphere.v2.jobs import jobs_pb2, project_job_service_pb2
+from yandex.cloud.operation import operation_pb2
+
+from airflow_provider_datasphere.client.errors import DataSphereError, JobInfrastructureError, JobRequestError
+from airflow_provider_datasphere.client.fork import (
+    ForkPlan,
+    ForkRequest,
+    expiry_warning,
+    overrides_message,
+    parse_ttl,
+    plan_fork,
+)
+from airflow_provider_datasphere.client.jobs import WRITE_DEADLINE, call_error, code_name, duration
+from airflow_provider_datasphere.client.outcome import TERMINAL, JobHandle
+from airflow_provider_datasphere.client.upload import JobInput, UploadUrlExpired, local_input, upload_inputs
+from airflow_provider_datasphere.client.waiting import TRANSIENT
+
+if TYPE_CHECKING:
+    from airflow_provider_datasphere.client.jobs import DataSphereClient
+
+log = logging.getLogger(__name__)
+
+#: How long a submission goes on after unclear answers before it is given up, seconds.
+PATIENCE = 180.0
+
+Stager = Callable[[Mapping[str, str], jobs_pb2.JobParameters, Path], Sequence[JobInput]]
+
+
+def _local_inputs(input_vars: Mapping[str, str], _source: jobs_pb2.JobParameters, scratch: Path) -> Sequence[JobInput]:
+    return [local_input(var, path, scratch) for var, path in input_vars.items()]
+
+
+def _nothing(_job_id: str) -> None:
+    """No ledger to keep."""
+
+
+@dataclass(frozen=True)
+class Submission:
+    """Whose submission this is, and who wants to know how far it has come.
+
+    :param key: the same for each repetition of the same submission, and for no other.
+    :param stage: turns input variables into files to upload; the default takes local paths.
+    :param cloned: called with the new job's id as soon as it is known, before anything else happens to the job.
+    :param uploaded: called with the job's id when all its inputs are in place, before Execute.
+    :param find: looks for a job that an unanswered Clone of this key may have made.
+    :param resume: a job of this key that was cloned but not executed; its Clone is repeated for the upload links.
+    :param verify: ask whether the cloned job is really a new one. An honoured key may lead back to a job of an
+        earlier try that is gone or over.
+    :param source_data_ttl: keep the source job's data for so long from now (``"infinity"``: for ever); ``None``
+        leaves it alone.
+    """
+
+    key: str
+    stage: Stager = _local_inputs
+    cloned: Callable[[str], None] = _nothing
+    uploaded: Callable[[str], None] = _nothing
+    find: Callable[[], str | None] | None = None
+    resume: str | None = None
+    verify: bool = False
+    source_data_ttl: timedelta | str | None = None
+    log: logging.Logger | None = None
+
+
+def submit(
+    client: DataSphereClient, request: ForkRequest, submission: Submission, *, source: jobs_pb2.Job | None = None
+) -> JobHandle:
+    """Fork and run.
+
+    :param source: the source job, where the caller has just read it.
+    :return: the running job.
+    :raises JobRequestError: the request can't be carried out as written; nothing is left behind.
+    :raises JobInfrastructureError: the service didn't take it in time; the message names the job where there is one.
+    """
+    return _Submitter(client, request, submission).run(source)
+
+
+def execute(
+    client: DataSphereClient, job_id: str, key: str, logger: logging.Logger = log, *, may_run: bool = False
+) -> JobHandle:
+    """Run a cloned job (RPC ``Execute``); on a running job this returns the running operation.
+
+    :param key: see :class:`Submission`.
+    :param may_run: the job may be running or over already.
+    :raises JobInfrastructureError: no clear answer for :data:`PATIENCE` seconds; names the job.
+    """
+    request = project_job_service_pb2.ExecuteProjectJobRequest(job_id=job_id)
+    backoff = _Backoff(client)
+    while True:
+        try:
+            operation = client.channels.unary(
+                "jobs", "Execute", request, timeout=WRITE_DEADLINE, idempotency_key=f"{key}-execute"
+            )
+            return JobHandle(job_id, operation.id)
+        except grpc.RpcError as error:
+            code = code_name(error)
+            if code == "RESOURCE_EXHAUSTED":
+                logger.info("DataSphere has no room for job %s now (%s); trying again.", job_id, error.details())
+                backoff.pause_without_limit()
+                continue
+            if code not in TRANSIENT and not backoff.began and not may_run:
+                raise call_error(error, f"Starting job {job_id}") from error
+            # The call may have had its effect, now or in an earlier try: what does the job say?
+            status = client.get(job_id).status
+            if status in TERMINAL:
+                return JobHandle(job_id)
+            if status != jobs_pb2.CREATING and (code not in TRANSIENT or backoff.exhausted):
+                # It runs; only its operation stays unknown. The job itself can be watched.
+                return JobHandle(job_id)
+            if code not in TRANSIENT:
+                raise call_error(error, f"Starting job {job_id}") from error
+            if backoff.exhausted:
+                raise JobInfrastructureError(
+                    f"Job {job_id} was cloned but couldn't be started for {PATIENCE:.0f} seconds: {code}: "
+                    f"{error.details()}. It isn't running."
+                ) from error
+            backoff.pause()
+
+
+class _Submitter:
+    def __init__(self, client: DataSphereClient, request: ForkRequest, submission: Submission) -> None:
+        self._client = client
+        self._request = request
+        self._submission = submission
+        self._log = submission.log or log
+
+    def run(self, source: jobs_pb2.Job | None) -> JobHandle:
+        request = self._request
+        if source is None:
+            source = self._client.get(request.source_job_id)
+        plan = plan_fork(request, source)
+        self._keep_source(source)
+        with tempfile.TemporaryDirectory(prefix="datasphere-inputs-") as scratch:
+            inputs = self._submission.stage(plan.input_vars, source.job_parameters, Path(scratch))
+            job_id = self._clone_with_inputs(plan, inputs)
+        self._submission.uploaded(job_id)
+        if parse_ttl("data_ttl", request.data_ttl) is None:
+            # Whether a Clone without TTL means infinity or the default isn't documented; SetDataTtl is.
+            self._client.set_data_ttl(job_id, None)
+        return execute(self._client, job_id, self._submission.key, self._log)
+
+    def _keep_source(self, source: jobs_pb2.Job) -> None:
+        wanted = self._submission.source_data_ttl
+        if wanted is not None:
+            self._client.set_data_ttl(source.id, parse_ttl("source_data_ttl", wanted))
+        elif warning := expiry_warning(source, datetime.now(timezone.utc)):
+            self._log.warning("%s", warning)
+
+    def _clone(self, plan: ForkPlan, inputs: Sequence[JobInput]) -> tuple[str, Sequence[jobs_pb2.StorageFile]]:
+        request = self._request
+        message = project_job_service_pb2.CloneProjectJobRequest(
+            source_job_id=request.source_job_id,
+            job_parameters_overrides=overrides_message(plan, inputs),
+            name=request.name,
+            desc=request.desc,
+            data_ttl=duration(parse_ttl("data_ttl", request.data_ttl)),
+        )
+        backoff = _Backoff(self._client)
+        earlier = self._submission.resume
+        for_key = self._submission.key
+        while True:
+            if backoff.began and self._submission.find is not None:
+                earlier = self._submission.find()
+                if earlier is not None and not inputs:
+                    self._submission.cloned(earlier)
+                    return earlier, ()
+            try:
+                operation = self._client.channels.unary(
+                    "jobs", "Clone", message, timeout=WRITE_DEADLINE, idempotency_key=f"{for_key}-clone"
+                )
+                job_id, upload_files = self._cloned(operation, earlier)
+                if not self._submission.verify or self._is_new(job_id):
+                    return job_id, upload_files
+                for_key = f"{for_key}-after-{job_id}"
+            except grpc.RpcError as error:
+                code = code_name(error)
+                if code == "RESOURCE_EXHAUSTED":
+                    self._log.info("DataSphere takes no new job now (%s); trying again.", error.details())
+                    backoff.pause_without_limit()
+                elif code not in TRANSIENT or backoff.exhausted:
+                    raise call_error(error, f"Cloning job {request.source_job_id}") from error
+                else:
+                    backoff.pause()
+
+    def _is_new(self, job_id: str) -> bool:
+        try:
+            return self._client.get(job_id).status == jobs_pb2.CREATING
+        except JobRequestError:
+            return False
+
+    def _cloned(
+        self, operation: operation_pb2.Operation, earlier: str | None
+    ) -> tuple[str, Sequence[jobs_pb2.StorageFile]]:
+        metadata = project_job_service_pb2.CloneProjectJobMetadata()
+        operation.metadata.Unpack(metadata)
+        told = ""
+        if metadata.job_id:
+            told = metadata.job_id
+            self._submission.cloned(told)
+        operation = self._finish(operation)
+        response = project_job_service_pb2.CloneProjectJobResponse()
+        operation.response.Unpack(response)
+        if response.job_id != told:
+            self._submission.cloned(response.job_id)
+        if earlier is not None and earlier != response.job_id:
+            # The service didn't honour the key and made a second job. The first has never run, and its upload links
+            # are lost with the answer: it is of no use to anybody.
+            self._discard(earlier)
+        return response.job_id, response.upload_files
+
+    def _finish(self, operation: operation_pb2.Operation) -> operation_pb2.Operation:
+        """Poll a short operation to its end: fast at first, since Clone takes fractions of a second."""
+        delay = 0.03
+        what = f"Cloning job {self._request.source_job_id}"
+        while not operation.done:
+            self._client.pause(delay * random.uniform(0.8, 1.2))
+            delay = min(1.0, delay * 1.3)
+            operation = self._client.get_operation(operation.id)
+        if operation.HasField("error"):
+            code = next(
+                (c.name for c in grpc.StatusCode if c.value[0] == operation.error.code), str(operation.error.code)
+            )
+            text = f"{what} failed: {code}: {operation.error.message}."
+            raise (JobInfrastructureError if code in TRANSIENT else JobRequestError)(text)
+        return operation
+
+    def _clone_with_inputs(self, plan: ForkPlan, inputs: Sequence[JobInput]) -> str:
+        job_id, upload_files = self._clone(plan, inputs)
+        try:
+            for links_left in (2, 1, 0):
+                try:
+                    upload_inputs(inputs, upload_files, self._client.http, self._log)
+                    break
+                except UploadUrlExpired:
+                    if not links_left:
+                        raise
+                    # Only the Clone operation has the links, and the same key leads back to it.
+                    cloned_again, upload_files = self._clone(plan, inputs)
+                    if cloned_again != job_id:
+                        self._discard(job_id)
+                        job_id = cloned_again
+        except DataSphereError:
+            self._discard(job_id)
+            raise
+        return job_id
+
+    def _discard(self, job_id: str) -> None:
+        """Remove a job that has never run; best effort, since an unexecuted job costs nothing."""
+        with suppress(DataSphereError):
+            self._client.delete(job_id)
+
+
+class _Backoff:
+    def __init__(self, client: DataSphereClient) -> None:
+        self._client = client
+        self._unclear = 0
+        self._refused = 0
+        self._waited = 0.0
+
+    @property
+    def began(self) -> bool:
+        """Whether an unclear answer has come."""
+        return self._unclear > 0
+
+    @property
+    def exhausted(self) -> bool:
+        return self._waited >= PATIENCE
+
+    def pause(self) -> None:
+        self._unclear += 1
+        seconds = min(15.0, 0.25 * 2 ** min(self._unclear, 6)) * random.uniform(0.75, 1.25)
+        self._waited += seconds
+        self._client.pause(seconds)
+
+    def pause_without_limit(self) -> None:
+        """After a refusal without effect: a quota is a queue, and the task's own timeout is the limit."""
+        self._refused += 1
+        self._client.pause(min(30.0, 0.5 * 2 ** min(self._refused, 6)) * random.uniform(0.75, 1.25))

@@ -1,0 +1,157 @@
+"""gRPC channels as this package wants them: TLS, proxy, keepalive, sizes, and errors that say what is wrong."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Literal
+
+import grpc
+
+from airflow_provider_datasphere import __version__
+from airflow_provider_datasphere.client.access_errors import (
+    CredentialError,
+    ServerCertificateError,
+    SettingsError,
+)
+from airflow_provider_datasphere.client.settings import is_loopback
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from airflow_provider_datasphere.client.settings import Settings
+
+Service = Literal["jobs", "operations", "projects", "iam", "endpoints"]
+Metadata = tuple[tuple[str, str], ...]
+
+CLIENT_VERSION = f"airflow-provider-datasphere={__version__}"
+#: The largest answer that is taken, bytes. A page of jobs carries each job's whole configuration.
+MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+
+_STUBS: dict[Service, tuple[str, str]] = {
+    "jobs": ("yandex.cloud.datasphere.v2.jobs.project_job_service_pb2_grpc", "ProjectJobServiceStub"),
+    "operations": ("yandex.cloud.operation.operation_service_pb2_grpc", "OperationServiceStub"),
+    "projects": ("yandex.cloud.datasphere.v2.project_service_pb2_grpc", "ProjectServiceStub"),
+    "iam": ("yandex.cloud.iam.v1.iam_token_service_pb2_grpc", "IamTokenServiceStub"),
+    "endpoints": ("yandex.cloud.endpoint.api_endpoint_service_pb2_grpc", "ApiEndpointServiceStub"),
+}
+
+_OPTIONS: tuple[tuple[str, Any], ...] = (
+    ("grpc.primary_user_agent", CLIENT_VERSION.replace("=", "/")),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    # What is repeated, and how often, is this package's decision and not that of a DNS record.
+    ("grpc.service_config_disable_resolution", 1),
+    # After an outage a call must not fail for two more minutes because gRPC is still backing off.
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 5_000),
+    # A log stream may be silent for hours: keep NAT gateways from forgetting it and notice a dead peer. gRPC servers
+    # count pings closer than five minutes as abuse.
+    ("grpc.keepalive_time_ms", 310_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    # Between two polls nothing keeps a connection alive: better a new one than one that a gateway has dropped.
+    ("grpc.client_idle_timeout_ms", 120_000),
+)
+#: For a channel that shares its connection with no other: streams must not use up the polls' share.
+OWN_CONNECTION: tuple[tuple[str, Any], ...] = (("grpc.use_local_subchannel_pool", 1),)
+
+
+def open_channel(settings: Settings, target: str, extra: Sequence[tuple[str, Any]] = ()) -> grpc.Channel:
+    """A channel for threads. Connects with the first call.
+
+    :param target: ``host:port``.
+    :raises SettingsError: the file with root certificates can't be used.
+    """
+    options = (*_OPTIONS, *_proxy_options(target), *extra)
+    if settings.insecure:
+        return grpc.insecure_channel(_loopback(target), options=options)
+    return grpc.secure_channel(target, _tls(settings), options=options)
+
+
+def open_aio_channel(settings: Settings, target: str, extra: Sequence[tuple[str, Any]] = ()) -> grpc.aio.Channel:
+    """The same for the running event loop."""
+    options = (*_OPTIONS, *_proxy_options(target), *extra)
+    if settings.insecure:
+        return grpc.aio.insecure_channel(_loopback(target), options=options)
+    return grpc.aio.secure_channel(target, _tls(settings), options=options)
+
+
+def stub(service: Service, channel: Any) -> Any:
+    """The generated stub of a service."""
+    module, name = _STUBS[service]
+    return getattr(import_module(module), name)(channel)
+
+
+def call_metadata(token: str | None, idempotency_key: str | None = None) -> Metadata:
+    """What every call carries."""
+    metadata: list[tuple[str, str]] = [("x-client-version", CLIENT_VERSION)]
+    if token is not None:
+        metadata.append(("authorization", f"Bearer {token}"))
+    if idempotency_key is not None:
+        metadata.append(("idempotency-key", idempotency_key))
+    return tuple(metadata)
+
+
+def tls_problem(error: grpc.RpcError, settings: Settings, target: str) -> CredentialError | None:
+    """The error in plain words, if the call failed because the two ends couldn't agree on TLS; else None."""
+    if error.code() != grpc.StatusCode.UNAVAILABLE:
+        return None
+    details = error.details() or ""
+    if "CERTIFICATE_VERIFY_FAILED" in details or "certificate verify failed" in details:
+        trusted = (
+            f"a root certificate in {settings.root_certificates}"
+            if settings.root_certificates
+            else "a public authority"
+        )
+        return ServerCertificateError(
+            f"{target} shows a certificate that isn't signed by {trusted}: set the connection's root_certificates to a "
+            f"PEM file with the right authority, and check the endpoint. ({details})"
+        )
+    if "is not in peer certificate" in details or "Hostname Verification Check failed" in details:
+        return ServerCertificateError(
+            f"{target} shows a certificate of another host: use the name that is in it as the endpoint. ({details})"
+        )
+    if "WRONG_VERSION_NUMBER" in details:
+        return ServerCertificateError(
+            f"{target} doesn't speak TLS: check the port of the endpoint; a service on this very machine may be used "
+            f"with insecure=true. ({details})"
+        )
+    return None
+
+
+def _loopback(target: str) -> str:
+    # The fields were checked already; an address that a discovery service named was not.
+    if not is_loopback(target):
+        raise SettingsError(f"insecure=true, but the service is at {target!r}: without TLS only localhost is allowed.")
+    return target
+
+
+def _tls(settings: Settings) -> grpc.ChannelCredentials:
+    if settings.root_certificates is None:
+        return grpc.ssl_channel_credentials()
+    return grpc.ssl_channel_credentials(root_certificates=_read_certificates(settings.root_certificates))
+
+
+def _read_certificates(path: str) -> bytes:
+    way_out = "It must be a PEM file that exists on every machine that runs tasks, and on the triggerer's."
+    try:
+        with open(path, "rb") as file:
+            pem = file.read()
+    except OSError as error:
+        raise SettingsError(f"root_certificates={path!r}: can't be read: {error.strerror}. {way_out}") from None
+    if b"-----BEGIN CERTIFICATE-----" not in pem:
+        raise SettingsError(f"root_certificates={path!r}: holds no certificate. {way_out}")
+    return pem
+
+
+@lru_cache(maxsize=256)
+def _proxy_options(target: str) -> tuple[tuple[str, Any], ...]:
+    """The proxy that the environment names for a target, by the rules of everything else in Python.
+
+    gRPC itself reads the lower-case variables only.
+    """
+    from requests.utils import get_environ_proxies, select_proxy
+
+    url = f"https://{target}"
+    proxy = None if is_loopback(target) else select_proxy(url, get_environ_proxies(url))
+    return (("grpc.http_proxy", proxy),) if proxy else (("grpc.enable_http_proxy", 0),)

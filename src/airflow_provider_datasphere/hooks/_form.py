@@ -1,0 +1,29 @@
+"""The connection form of Airflow below 3.2, made from the provider's metadata."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from airflow_provider_datasphere.get_provider_info import CONNECTION_FIELDS, HIDDEN_FIELDS, PLACEHOLDERS
+
+
+def form_widgets() -> dict[str, Any]:
+    """The form's own fields, as wtforms fields by name."""
+    from flask_appbuilder.fieldwidgets import BS3PasswordFieldWidget, BS3TextFieldWidget
+    from flask_babel import lazy_gettext
+    from wtforms import BooleanField, PasswordField, StringField
+
+    def widget(field: dict[str, Any]) -> Any:
+        label, description = lazy_gettext(field["label"]), field["description"]
+        if "boolean" in field["schema"]["type"]:
+            return BooleanField(label, description=description, default=False)
+        if field["schema"].get("format") == "password":
+            return PasswordField(label, widget=BS3PasswordFieldWidget(), description=description)
+        return StringField(label, widget=BS3TextFieldWidget(), description=description)
+
+    return {name: widget(field) for name, field in CONNECTION_FIELDS.items()}
+
+
+def field_behaviour() -> dict[str, Any]:
+    """Which of the usual fields are hidden, and what stands in the empty ones."""
+    return {"hidden_fields": HIDDEN_FIELDS, "relabeling": {}, "placeholders": PLACEHOLDERS}

@@ -1,0 +1,147 @@
+"""The deferred wait for a job, behind the operator and the sensor."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+from airflow.triggers.base import BaseTrigger, TriggerEvent
+
+from airflow_provider_datasphere import killing
+from airflow_provider_datasphere.compat import AIRFLOW_V_3_3_PLUS, task_state
+from airflow_provider_datasphere.hooks.datasphere import DataSphereHook
+
+
+class DataSphereJobTrigger(BaseTrigger):
+    """Fires when a job is over, is out of sight, or the task's time is up.
+
+    All triggers of a process share one connection to the service for polls, a few for logs, and one token source per
+    Airflow connection.
+
+    :param job_id: the job.
+    :param operation_id: its Execute operation; ``None``: the job itself is polled.
+    :param datasphere_conn_id: the connection; looked up in the triggerer.
+    :param poll_interval: longest pause between two polls, seconds.
+    :param stream_logs: bring the job's log into the task's log.
+    :param log_offset: where the log begins: 0, or an offset that the service gave.
+    :param deadline: when the task's time is up, epoch seconds; the trigger then ends the job as ``on_kill_action``
+        says, and fires.
+    :param on_kill_action: what becomes of the job when a person or the deadline ends the task; ``"keep"`` for a wait
+        that only looks on.
+    :param link: the job's page, for messages.
+    """
+
+    def __init__(
+        self,
+        job_id: str,
+        operation_id: str | None = None,
+        datasphere_conn_id: str = DataSphereHook.default_conn_name,
+        poll_interval: float = 10.0,
+        stream_logs: bool = False,
+        log_offset: int = 0,
+        deadline: float | None = None,
+        on_kill_action: killing.OnKillAction = "keep",
+        link: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.job_id = job_id
+        self.operation_id = operation_id
+        self.datasphere_conn_id = datasphere_conn_id
+        self.poll_interval = poll_interval
+        self.stream_logs = stream_logs
+        self.log_offset = log_offset
+        self.deadline = deadline
+        self.on_kill_action = on_kill_action
+        self.link = link
+        self._over = False
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        return (
+            f"{type(self).__module__}.{type(self).__qualname__}",
+            {
+                "job_id": self.job_id,
+                "operation_id": self.operation_id,
+                "datasphere_conn_id": self.datasphere_conn_id,
+                "poll_interval": self.poll_interval,
+                "stream_logs": self.stream_logs,
+                "log_offset": self.log_offset,
+                "deadline": self.deadline,
+                "on_kill_action": self.on_kill_action,
+                "link": self.link,
+            },
+        )
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        try:
+            event = await self._wait()
+        except asyncio.CancelledError:
+            if not AIRFLOW_V_3_3_PLUS:
+                # The triggerer stops, hands the trigger to another one, or a person ended the task: only Airflow knows.
+                await asyncio.shield(self._cancel_unless_still_deferred())
+            raise
+        self._over = True
+        yield TriggerEvent(event)
+
+    async def on_kill(self) -> None:
+        """A person ended the deferred task (Airflow 3.3+ says so)."""
+        if not self._over:
+            await self._cancel("the task was ended while deferred")
+
+    async def _wait(self) -> dict[str, Any]:
+        from airflow_provider_datasphere.client.errors import JobLostError
+        from airflow_provider_datasphere.client.logs import LogTail
+        from airflow_provider_datasphere.client.outcome import JobHandle
+
+        event = {"job_id": self.job_id, "operation_id": self.operation_id, "link": self.link}
+        client = await DataSphereHook(self.datasphere_conn_id).aget_client()
+        if self.stream_logs:
+            self.log.info(
+                "The log of job %s follows from %s. A restarted triggerer begins here again.",
+                self.job_id,
+                f"offset {self.log_offset}" if self.log_offset else "its beginning",
+            )
+        watching = client.watch(
+            JobHandle(self.job_id, self.operation_id),
+            poll_interval=self.poll_interval,
+            link=self.link,
+            emit=(lambda line: self.log.info("%s", line)) if self.stream_logs else None,
+            tail=LogTail(offset=self.log_offset),
+            logger=self.log,
+        )
+        try:
+            left = None if self.deadline is None else max(0.0, self.deadline - time.time())
+            await asyncio.wait_for(watching, left)
+        except asyncio.TimeoutError:
+            self.log.warning("The task's execution_timeout is over; job %s is still running.", self.job_id)
+            cancelled = await self._cancel("execution_timeout passed while the task was deferred")
+            what = "it was cancelled" if cancelled else f"on_kill_action is {self.on_kill_action!r}"
+            return {**event, "status": "timeout", "cancelled": cancelled, "message": what}
+        except JobLostError as error:
+            return {**event, "status": "lost", "message": str(error)}
+        return {**event, "status": "ended"}
+
+    async def _cancel_unless_still_deferred(self) -> None:
+        if self.on_kill_action == "keep":
+            return
+        ti: Any = self.task_instance
+        answered, state = await asyncio.to_thread(killing.ask_state, lambda: task_state(ti), self.log)
+        # Without an answer the triggerer is most likely stopping: another one goes on with this trigger.
+        if answered and state != "deferred":
+            await self._cancel("the task was ended while deferred")
+
+    async def _cancel(self, reason: str) -> bool:
+        """Whether the service took the Cancel. Never raises: the task is ending anyway."""
+        if self.on_kill_action == "keep":
+            return False
+        hook = DataSphereHook(self.datasphere_conn_id)
+        settings = await hook.aget_settings()
+        return await asyncio.to_thread(
+            killing.cancel_job,
+            settings,
+            self.job_id,
+            self.on_kill_action,
+            reason=f"Airflow: {reason}",
+            log=self.log,
+        )

@@ -1,0 +1,329 @@
+"""ProjectJobService's rules: who may call what, and what it does to jobs and operations."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from yandex.cloud.datasphere.v2.jobs import jobs_pb2
+from yandex.cloud.datasphere.v2.jobs import project_job_service_pb2 as service_pb2
+
+from datasphere_emulator import parameters
+from datasphere_emulator.errors import Refused, invalid, not_found, precondition
+from datasphere_emulator.iam import new_id
+from datasphere_emulator.listing import order_key, page, parse_filter
+from datasphere_emulator.records import Cancel, JobStatus, set_time
+from datasphere_emulator.uploads import missing_uploads
+
+if TYPE_CHECKING:
+    from google.protobuf.duration_pb2 import Duration
+
+    from datasphere_emulator.iam import Iam
+    from datasphere_emulator.jobs import Jobs
+    from datasphere_emulator.records import JobRecord, OperationRecord, Project
+    from datasphere_emulator.settings import Settings
+
+#: Stands for the service itself and for people in the web UI, who need no role here.
+ANYBODY = "anybody"
+
+
+class JobService:
+    """What the RPCs do. Every method takes the caller's account first and raises Refused.
+
+    :param projects: by id.
+    """
+
+    def __init__(self, jobs: Jobs, iam: Iam, settings: Settings, projects: dict[str, Project]) -> None:
+        self._jobs = jobs
+        self._iam = iam
+        self._settings = settings
+        self._projects = projects
+
+    # Who may
+
+    def allow(self, subject: str | None, project_id: str, role: str) -> None:
+        """Refuse callers without this role in the project, and unknown projects."""
+        if project_id not in self._projects:
+            raise not_found(f"Project {project_id!r} is not found.")
+        if subject != ANYBODY and not self._iam.allows(subject, project_id, role):
+            raise Refused("PERMISSION_DENIED", f"{subject} needs the role {role} in project {project_id}.")
+
+    def find(self, subject: str | None, job_id: str, role: str) -> JobRecord:
+        """A job the caller has this role for."""
+        if not job_id:
+            raise invalid("job_id: is required.")
+        record = self._jobs.find(job_id)
+        self.allow(subject, record.job.project_id, role)
+        return record
+
+    def operation(self, subject: str | None, operation_id: str, role: str) -> OperationRecord:
+        """An operation the caller has this role for."""
+        record = self._jobs.operations.get(operation_id)
+        self.allow(subject, record.project_id, role)
+        return record
+
+    # New jobs
+
+    def create(
+        self, subject: str | None, request: service_pb2.CreateProjectJobRequest, key: str | None, series_id: str = ""
+    ) -> OperationRecord:
+        """Create. :param key: idempotency key. :param series_id: scripts the job and its forks act."""
+        self.allow(subject, request.project_id, "developer")
+        if (known := self._jobs.operations.known("Create", subject, key)) is not None:
+            return known
+        parameters.check(request.job_parameters, self._settings)
+        job = jobs_pb2.Job(
+            name=request.name,
+            desc=request.desc,
+            config=request.config,
+            project_id=request.project_id,
+            job_parameters=request.job_parameters,
+        )
+        ttl = request.data_ttl if request.HasField("data_ttl") else None
+        return self._add(job, ttl, subject, "Create", key, series_id)
+
+    def clone(
+        self, subject: str | None, request: service_pb2.CloneProjectJobRequest, key: str | None
+    ) -> OperationRecord:
+        """Clone. :param key: idempotency key."""
+        if not request.source_job_id:
+            raise invalid("source_job_id: is required.")
+        source = self.find(subject, request.source_job_id, "developer")
+        if (known := self._jobs.operations.known("Clone", subject, key)) is not None:
+            return known
+        if source.job.data_cleared:
+            raise precondition(f"Data of job {source.id} are cleared: it can't be cloned.")
+        if self._settings.clone_requires_started_source and source.job.status in (
+            JobStatus.CREATING,
+            JobStatus.PREPARING,
+        ):
+            raise precondition(f"Job {source.id} is {JobStatus.Name(source.job.status)}: it can't be cloned yet.")
+        if missing := missing_uploads(source.job, self._jobs.storage):
+            paths = ", ".join(file.desc.path for file in missing)
+            raise precondition(f"Files of job {source.id} are not uploaded: {paths}. It can't be cloned.")
+        changed = parameters.override(source.job.job_parameters, request.job_parameters_overrides, self._settings)
+        parameters.check(changed, self._settings)
+        job = jobs_pb2.Job(
+            name=request.name or (source.job.name if self._settings.clone_empty_name == "source" else ""),
+            desc=request.desc or (source.job.desc if self._settings.clone_empty_desc == "source" else ""),
+            config=source.job.config,
+            project_id=source.job.project_id,
+            job_parameters=changed,
+            parent_job_id=source.id,
+        )
+        ttl = request.data_ttl if request.HasField("data_ttl") else None
+        return self._add(job, ttl, subject, "Clone", key, source.series_id)
+
+    def _add(
+        self,
+        job: jobs_pb2.Job,
+        ttl: Duration | None,
+        subject: str | None,
+        method: str,
+        key: str | None,
+        series_id: str,
+    ) -> OperationRecord:
+        self._check_texts(job)
+        now = time.time()
+        job.id = new_id("bt1")
+        job.status = JobStatus.CREATING
+        job.created_by_id = subject or ""
+        set_time(job.created_at, now)
+        job.data_size_bytes = sum(file.size_bytes for file in parameters.uploaded_files(job.job_parameters))
+        if ttl is not None:
+            set_time(job.data_expires_at, now + _seconds(ttl, "data_ttl"))
+        elif self._settings.unset_data_ttl == "default":
+            set_time(job.data_expires_at, now + self._settings.default_data_ttl_seconds)
+        metadata_kind = service_pb2.CreateProjectJobMetadata
+        if method == "Clone":
+            metadata_kind = service_pb2.CloneProjectJobMetadata
+        with self._jobs.store.transaction():
+            operation = self._jobs.operations.create(
+                method.lower(),
+                f"{method} job",
+                metadata_kind(project_id=job.project_id, job_id=job.id),
+                project_id=job.project_id,
+                subject=subject,
+                job_id=job.id,
+                ready_after=self._settings.clone_seconds,
+            )
+            self._jobs.operations.remember(method, subject, key, operation)
+            self._jobs.add(job, operation, series_id)
+        return operation
+
+    def _check_texts(self, job: jobs_pb2.Job) -> None:
+        for field, limit in (("name", self._settings.max_name_length), ("desc", self._settings.max_desc_length)):
+            length = len(getattr(job, field))
+            if limit is not None and length > limit:
+                raise invalid(f"{field}: has {length} characters, more than {limit}.")
+        taken = self._settings.unique_names and any(
+            record.job.project_id == job.project_id and record.job.name == job.name for record in self._jobs
+        )
+        if job.name and taken:
+            raise Refused("ALREADY_EXISTS", f"name={job.name!r}: another job of the project has it.")
+
+    # Execute and cancel
+
+    def execute(self, subject: str | None, job_id: str, key: str | None) -> OperationRecord:
+        """Execute. :param key: idempotency key."""
+        record = self.find(subject, job_id, "developer")
+        operations = self._jobs.operations
+        if (known := operations.known("Execute", subject, key)) is not None:
+            return known
+        if record.active:
+            return operations.record(record.operation_id)
+        if self._jobs.has_ended(record):
+            if record.operation_id and self._settings.execute_finished == "same_operation":
+                return operations.record(record.operation_id)
+            raise precondition(f"Job {job_id} has ended ({_status_name(record)}).")
+        if record.job.data_cleared:
+            raise precondition(f"Data of job {job_id} are cleared.")
+        if not operations.is_ready(operations.record(record.creation_id)):
+            raise precondition(f"Job {job_id} is still being created.")
+        if missing := missing_uploads(record.job, self._jobs.storage):
+            raise precondition(f"Files of job {job_id} are not uploaded: {', '.join(f.desc.path for f in missing)}.")
+        limit = self._settings.max_running_jobs
+        running = sum(other.active and other.job.project_id == record.job.project_id for other in self._jobs)
+        if limit is not None and running >= limit:
+            raise Refused(self._settings.quota_code, f"Quota of running jobs is exceeded: {running} of {limit} run.")
+        record.job.actual_cloud_instance_type.name = record.job.job_parameters.cloud_instance_types[0].name
+        with self._jobs.store.transaction():
+            operation = operations.create(
+                "execute",
+                "Execute job",
+                service_pb2.ExecuteProjectJobMetadata(),
+                project_id=record.job.project_id,
+                subject=subject,
+                job_id=job_id,
+            )
+            operations.remember("Execute", subject, key, operation)
+            self._jobs.begin(record, operation)
+        return operation
+
+    def cancel(self, subject: str | None, job_id: str, reason: str = "", graceful: bool = False) -> None:
+        """Cancel. A second cancel without ``graceful`` ends the patience of a first one with it."""
+        record = self.find(subject, job_id, "developer")
+        if self._jobs.has_ended(record):
+            if self._settings.cancel_finished == "ok":
+                return
+            raise precondition(f"Job {job_id} has ended already ({_status_name(record)}).")
+        now = time.time()
+        if not record.active:
+            record.job.status = JobStatus.CANCELLED
+            record.job.status_details = "Job was cancelled before its execution."
+            set_time(record.job.finished_at, now)
+            self._jobs.save(record)
+            self._jobs.log(job_id).wake()
+            return
+        if record.cancel is not None and (graceful or not record.cancel.graceful):
+            return
+        record.cancel = Cancel(reason, graceful, now)
+        record.job.status = JobStatus.CANCELLING
+        self._jobs.save(record)
+        self._jobs.executions.cancel(record)
+
+    # Looking
+
+    def list(
+        self, subject: str | None, request: service_pb2.ListProjectJobRequest
+    ) -> service_pb2.ListProjectJobResponse:
+        """List."""
+        self.allow(subject, request.project_id, "viewer")
+        statuses = parse_filter(request.filter)
+        order, seed = self._settings.list_order, self._settings.seed
+        self._jobs.expire(*self._jobs)
+        records, token = page(
+            (
+                record
+                for record in self._jobs
+                if record.job.project_id == request.project_id and (statuses is None or record.job.status in statuses)
+            ),
+            lambda record: order_key(order, seed, record.sequence, record.id),
+            request.page_size,
+            request.page_token,
+        )
+        return service_pb2.ListProjectJobResponse(jobs=[record.job for record in records], next_page_token=token)
+
+    def download_files(
+        self, subject: str | None, job_id: str, files: list[jobs_pb2.File]
+    ) -> list[jobs_pb2.StorageFile]:
+        """DownloadJobFiles."""
+        record = self.find(subject, job_id, "viewer")
+        if not files:
+            raise invalid("files: at least one is required.")
+        job = record.job
+        if job.data_cleared:
+            raise precondition(f"Data of job {job_id} are cleared.")
+        known = {
+            (file.desc.path, file.sha256): file for file in (*job.output_files, *job.log_files, *job.diagnostic_files)
+        }
+        answer = []
+        for file in files:
+            found = known.get((file.desc.path, file.sha256))
+            if found is None:
+                raise not_found(f"Job {job_id} has no file {file.desc.path!r} with sha256 {file.sha256!r}.")
+            answer.append(self._jobs.storage_file(job.project_id, found))
+        return answer
+
+    # Data
+
+    def set_data_ttl(self, subject: str | None, job_id: str, ttl: Duration | None) -> None:
+        """SetDataTtl. :param ttl: counted from now; None for ever."""
+        record = self.find(subject, job_id, "developer")
+        if record.job.data_cleared:
+            raise precondition(f"Data of job {job_id} are cleared.")
+        record.job.ClearField("data_expires_at")
+        if ttl is not None:
+            set_time(record.job.data_expires_at, time.time() + _seconds(ttl, "ttl"))
+        self._jobs.save(record)
+
+    def delete(self, subject: str | None, job_id: str) -> OperationRecord:
+        """Delete."""
+        record = self.find(subject, job_id, "developer")
+        self._refuse_running(record)
+        metadata = service_pb2.DeleteProjectJobMetadata(job_id=job_id)
+        operation = self._instant("delete", "Delete job", metadata, record.job.project_id, subject)
+        self._jobs.remove(record)
+        self._jobs.operations.end(operation)
+        return operation
+
+    def delete_data(self, subject: str | None, job_id: str) -> OperationRecord:
+        """DeleteData."""
+        record = self.find(subject, job_id, "developer")
+        self._refuse_running(record)
+        metadata = service_pb2.DeleteProjectJobDataMetadata(job_id=job_id)
+        operation = self._instant("delete_data", "Delete job data", metadata, record.job.project_id, subject)
+        self._jobs.clear_data(record)
+        self._jobs.operations.end(operation, service_pb2.DeleteProjectJobDataResponse())
+        return operation
+
+    def delete_all_data(self, subject: str | None, project_id: str) -> OperationRecord:
+        """DeleteAllData: of all jobs of the project that don't run."""
+        self.allow(subject, project_id, "developer")
+        metadata = service_pb2.DeleteAllProjectJobDataMetadata(project_id=project_id)
+        operation = self._instant("delete_all_data", "Delete data of all jobs", metadata, project_id, subject)
+        idle = [record for record in self._jobs if record.job.project_id == project_id and not record.active]
+        self._jobs.clear_data(*idle)
+        self._jobs.operations.end(operation, service_pb2.DeleteAllProjectJobDataResponse())
+        return operation
+
+    def _instant(
+        self, kind: str, description: str, metadata: object, project_id: str, subject: str | None
+    ) -> OperationRecord:
+        return self._jobs.operations.create(kind, description, metadata, project_id=project_id, subject=subject)
+
+    def _refuse_running(self, record: JobRecord) -> None:
+        if record.active:
+            raise precondition(f"Job {record.id} is running ({_status_name(record)}); cancel it first.")
+
+
+def _status_name(record: JobRecord) -> str:
+    status = record.job.status
+    return JobStatus.Name(status) if status in JobStatus.values() else str(status)
+
+
+def _seconds(duration: Duration, field: str) -> float:
+    seconds: float = duration.ToNanoseconds() / 1e9
+    if seconds <= 0:
+        raise invalid(f"{field}={seconds} s: must be positive.")
+    return seconds
