@@ -32,7 +32,8 @@ def check_literals(operator: Any) -> None:
                 check(value)
     if operator.on_kill_action not in killing.ON_KILL_ACTIONS:
         raise JobRequestError(
-            f"on_kill_action is {operator.on_kill_action!r}: give one of {', '.join(map(repr, killing.ON_KILL_ACTIONS))}."
+            f"on_kill_action is {operator.on_kill_action!r}: "
+            f"give one of {', '.join(map(repr, killing.ON_KILL_ACTIONS))}."
         )
     check_poll_interval(operator.poll_interval)
     check_exit_codes(operator.skip_on_exit_code)

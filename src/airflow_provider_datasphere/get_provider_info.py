@@ -18,8 +18,8 @@ CONNECTION_FIELDS = {
     "service_account_json": {
         "label": "Service account key (JSON)",
         "description": "The authorized key of a service account that is a Developer of the project: the whole text of "
-        "the file that `yc iam key create --service-account-id <id> --output key.json` makes. Leave all credentials empty "
-        "on a VM or Managed Airflow cluster that has a service account: its metadata service is used then.",
+        "the file that `yc iam key create --service-account-id <id> --output key.json` makes. Leave all credentials "
+        "empty on a VM or Managed Airflow cluster that has a service account: its metadata service is used then.",
         "schema": _SECRET,
     },
     "service_account_json_path": {
@@ -36,7 +36,7 @@ CONNECTION_FIELDS = {
     },
     "oauth": {
         "label": "OAuth token (deprecated)",
-        "description": "OAuth token of a Yandex account. Yandex Cloud is withdrawing OAuth: use a service account.",
+        "description": "OAuth token of a Yandex account. Yandex Cloud is withdrawing OAuth.",
         "schema": _SECRET,
     },
     "impersonate_service_account_id": {

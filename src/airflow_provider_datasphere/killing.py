@@ -5,12 +5,12 @@ A person who ends the task wants the job ended; a dying worker doesn't, as long 
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from airflow_provider_datasphere.client.reporting import Reporter
     from airflow_provider_datasphere.client.settings import Settings
 
 OnKillAction = Literal["cancel", "graceful", "keep"]
@@ -25,7 +25,7 @@ CANCEL_SECONDS = 3.0
 _ALIVE = frozenset({"running", "deferred", "up_for_retry"})
 
 
-def ask_state(ask: Callable[[], str | None], log: logging.Logger) -> tuple[bool, str | None]:
+def ask_state(ask: Callable[[], str | None], log: Reporter) -> tuple[bool, str | None]:
     """The task's state, asked in a thread of its own: the interrupted main thread may hold Airflow's channel.
 
     :return: whether an answer came, and the answer.
@@ -53,7 +53,7 @@ def goes_on(answered: bool, state: str | None, *, picked_up: bool) -> bool:
     return answered and state in _ALIVE and picked_up
 
 
-def cancel_job(settings: Settings, job_id: str, action: OnKillAction, *, reason: str, log: logging.Logger) -> bool:
+def cancel_job(settings: Settings, job_id: str, action: OnKillAction, *, reason: str, log: Reporter) -> bool:
     """Cancel a job on fresh channels (the task's own may be locked by the thread that was interrupted).
 
     :return: whether the service took it. Never raises: the task is ending anyway.
@@ -77,7 +77,7 @@ def cancel_job(settings: Settings, job_id: str, action: OnKillAction, *, reason:
     return True
 
 
-def shuts_down_gracefully(job: Any, log: logging.Logger) -> bool:
+def shuts_down_gracefully(job: Any, log: Reporter) -> bool:
     """Whether a graceful cancel of this job ends by itself: the service kills it after the job's own timeout."""
     parameters = job.job_parameters
     if parameters.HasField("graceful_shutdown_parameters") and parameters.graceful_shutdown_parameters.HasField(

@@ -192,6 +192,11 @@ class Emulator:
         return asyncio.run_coroutine_threadsafe(call(), self._loop).result()
 
     @property
+    def keeps_state(self) -> bool:
+        """Whether the state stays when the emulator is closed."""
+        return not self._temporary
+
+    @property
     def core(self) -> Core:
         """What lives in the emulator's loop, for code that runs there too."""
         if self._core is None:

@@ -23,6 +23,8 @@ __all__ = ["Call", "Fault", "Faults", "Journal"]
 
 #: Effects that only make sense on a file's body.
 _BODY_EFFECTS = ("truncate_at", "corrupt_at", "cut_at", "bytes_per_second")
+#: Methods that answer with a stream of messages.
+_STREAMS = ("ReadLogs", "ReadStdLogs")
 
 
 @dataclasses.dataclass
@@ -60,11 +62,12 @@ class Fault:
         return self.lost_answer or any(getattr(self, name) is not None for name in effects)
 
     def suits(self, method: str) -> bool:
-        """Whether its effects can happen to this method: bodies are storage's, statuses HTTP's, messages gRPC's."""
+        """Whether its effects can happen to this method: bodies are storage's, statuses HTTP's, messages streams'."""
         if any(getattr(self, name) is not None for name in _BODY_EFFECTS):
             return method.startswith("storage.")
-        over_http = method.startswith(("storage.", "metadata."))
-        return over_http if self.status is not None else not (over_http and self.after_messages is not None)
+        if self.status is not None:
+            return method.startswith(("storage.", "metadata."))
+        return self.after_messages is None or method in _STREAMS
 
     def _within_rate(self, now: float) -> bool:
         # A bucket of one second's calls, at least one.

@@ -2,7 +2,7 @@
 
 Bodies and answers are JSON. An error is answered as ``{"error": {"type": "ValueError", "message": "…"}}`` with status
 400 (a wrong value), 404 (no such thing), 408 (the wait was too long) or 409 (not now). No authentication: the emulator
-is for localhost.
+is for localhost. Requests that a browser sends for a web page are refused with 403: a job runs any command.
 
 ===================================== ==================================================================================
 ``GET info``                          ``endpoint``, ``url``, ``project_id``, ``community_id``, ``service_account_id``,
@@ -108,9 +108,9 @@ def _answering(handle: Handler) -> Callable[[web.Request], Awaitable[web.Respons
 
     async def answering(request: web.Request) -> web.Response:
         try:
+            if "Origin" in request.headers:
+                raise PermissionError("The control API is not for web pages.")
             answer = await handle(request)
-        except web.HTTPException:
-            raise
         except Exception as error:
             if _error(error).status == 500:
                 raise

@@ -29,6 +29,7 @@ class Components:
 
     home: AirflowHome
     running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    sessions: set[int] = field(default_factory=set)
 
     @property
     def commands(self) -> dict[str, list[str]]:
@@ -51,6 +52,7 @@ class Components:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+        self.sessions.add(self.running[name].pid)
 
     def alive(self, name: str) -> bool:
         return name in self.running and self.running[name].poll() is None
@@ -78,16 +80,20 @@ class Components:
                 )
 
     def processes(self) -> list[psutil.Process]:
-        """All living processes of this instance, those of tasks included: they carry its AIRFLOW_HOME."""
-        mine = str(self.home.path)
-        found = []
-        for process in psutil.process_iter():
-            try:
-                if process.environ().get("AIRFLOW_HOME") == mine:
-                    found.append(process)
-            except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
-                continue
-        return found
+        """All living processes of this instance, those of tasks included."""
+        return [process for process in psutil.process_iter() if self._is_mine(process)]
+
+    def _is_mine(self, process: psutil.Process) -> bool:
+        # Airflow's own processes overwrite their environment with a title but stay in their component's session;
+        # what a task has started may have left the session but still has the environment.
+        try:
+            if process.status() == psutil.STATUS_ZOMBIE:
+                return False
+            if os.getsid(process.pid) in self.sessions:
+                return True
+            return process.environ().get("AIRFLOW_HOME") == str(self.home.path)
+        except (OSError, psutil.Error):
+            return False
 
     def stop(self) -> None:
         """End everything: politely for three seconds, then not."""

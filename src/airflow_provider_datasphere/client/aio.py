@@ -18,7 +18,6 @@ from yandex.cloud.operation import operation_service_pb2
 from airflow_provider_datasphere.client.errors import DataSphereError
 from airflow_provider_datasphere.client.jobs import WRITE_DEADLINE, call_error, code_name
 from airflow_provider_datasphere.client.logs import DRAIN_WINDOW, LogTail
-from airflow_provider_datasphere.client.outcome import JobHandle
 from airflow_provider_datasphere.client.waiting import READ_DEADLINE, Ended, Look, Waiting
 from airflow_provider_datasphere.client.watch import STREAM_DEADLINE, Emit, Narrator
 
@@ -26,6 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable
 
     from airflow_provider_datasphere.client.channels import AsyncChannels
+    from airflow_provider_datasphere.client.outcome import JobHandle
+    from airflow_provider_datasphere.client.reporting import Reporter
     from airflow_provider_datasphere.client.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ class AsyncDataSphereClient:
         link: str | None = None,
         emit: Emit | None = None,
         tail: LogTail | None = None,
-        logger: logging.Logger = log,
+        logger: Reporter = log,
     ) -> Ended:
         """Wait until the job is over; see :func:`.watch.watch`.
 
@@ -97,7 +98,7 @@ class AsyncDataSphereClient:
                 operation = await self._channels.unary(
                     "operations",
                     "Get",
-                    operation_service_pb2.GetOperationRequest(operation_id=handle.operation_id),
+                    operation_service_pb2.GetOperationRequest(operation_id=handle.operation_id or ""),
                     timeout=READ_DEADLINE,
                 )
                 narrator.operation(operation, tail, emit)
@@ -140,7 +141,7 @@ async def _within(awaitable: Awaitable[object], seconds: float) -> bool:
 class _LogReader:
     """Reads a job's log in a task of its own; never lets an error out."""
 
-    def __init__(self, channels: AsyncChannels, job_id: str, emit: Emit, logger: logging.Logger, tail: LogTail) -> None:
+    def __init__(self, channels: AsyncChannels, job_id: str, emit: Emit, logger: Reporter, tail: LogTail) -> None:
         self.tail = tail
         #: Set when a stream ended.
         self.hint = asyncio.Event()

@@ -78,8 +78,8 @@ def _check_project(channels: Channels, project_id: str) -> tuple[bool, str]:
             )
         if error.code() in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT):
             return False, (
-                f"Authenticated as {who}, but there is no project {project_id}, or {_account(channels.settings)} can't "
-                "see it: check project_id, and add the account as Developer in the project's Members tab. "
+                f"Authenticated as {who}, but there is no project {project_id}, or it can't be seen from there: check "
+                "project_id, and add the account as Developer in the project's Members tab. "
                 f"({error.details() or error.code().name})"
             )
         raise

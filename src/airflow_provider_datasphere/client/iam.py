@@ -20,10 +20,10 @@ from airflow_provider_datasphere.client.identity import IamToken, Metadata, OAut
 if TYPE_CHECKING:
     from airflow_provider_datasphere.client.settings import Settings
 
-#: How long fetching a token may take in all, repeats included, seconds.
-FETCH_SECONDS = 15.0
+#: For how long a service that doesn't answer is asked again, seconds; less than the deadline of a caller's own call.
+FETCH_SECONDS = 6.0
 #: Deadline of a single call, seconds.
-CALL_SECONDS = 5.0
+CALL_SECONDS = 4.0
 #: Audience of the signed request, as the IAM documentation has it.
 JWT_AUDIENCE = "https://iam.api.cloud.yandex.net/iam/v1/tokens"
 JWT_LIFETIME = 3600
@@ -92,7 +92,7 @@ def _from_metadata(credential: Metadata) -> IssuedToken:
     asked_at = time.time()
     try:
         answer = session.get(
-            _METADATA_URL.format(credential.address), headers={"Metadata-Flavor": "Google"}, timeout=(2.0, CALL_SECONDS)
+            _METADATA_URL.format(credential.address), headers={"Metadata-Flavor": "Google"}, timeout=(1.0, CALL_SECONDS)
         )
     except requests.RequestException as error:
         raise CredentialUnavailableError(

@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any
 from yandex.cloud.datasphere.v2.jobs import jobs_pb2
 
 from airflow_provider_datasphere.client.errors import DataSphereError, JobInfrastructureError, JobRequestError
-from airflow_provider_datasphere.client.fork import ForkRequest
 from airflow_provider_datasphere.client.key import Key, Store, retries_of
 from airflow_provider_datasphere.client.outcome import JobHandle, status_name
 from airflow_provider_datasphere.client.submit import Submission, execute, submit
 
 if TYPE_CHECKING:
+    from airflow_provider_datasphere.client.fork import ForkRequest
     from airflow_provider_datasphere.client.jobs import DataSphereClient
+    from airflow_provider_datasphere.client.reporting import Reporter
 
 log = logging.getLogger(__name__)
 
@@ -161,18 +162,26 @@ def obtain(
         if store is not None:
             store.set(dict(entry))
 
+    def cloned(job_id: str) -> None:
+        write(job_id=job_id)
+        submission.cloned(job_id)
+
+    def uploaded(job_id: str) -> None:
+        write(uploaded=job_id)
+        submission.uploaded(job_id)
+
     job = found.job
-    submission = replace(submission, key=f"{key.digest}-{found.ordinal}")
+    keyed = replace(submission, key=f"{key.digest}-{found.ordinal}")
     if job is not None and found.move in (Move.ATTACH, Move.ADOPT):
         operation_id = written.get("operation_id") if written and written.get("job_id") == job.id else None
         submission.cloned(job.id)
         if found.move is Move.ATTACH and operation_id is None:
             # On a running job Execute answers with the operation that runs.
-            return Obtained(execute(client, job.id, submission.key, logger, may_run=True), found=True)
+            return Obtained(execute(client, job.id, keyed.key, logger, may_run=True), found=True)
         return Obtained(JobHandle(job.id, operation_id), found=True)
     if job is not None and found.move is Move.EXECUTE:
         submission.cloned(job.id)
-        handle = execute(client, job.id, submission.key, logger, may_run=True)
+        handle = execute(client, job.id, keyed.key, logger, may_run=True)
         write(job_id=job.id, operation_id=handle.operation_id)
         return Obtained(handle, found=True)
     if job is not None and found.move is Move.WAIT_AND_FORK and wait is not None:
@@ -184,9 +193,9 @@ def obtain(
         client,
         replace(request, desc=key.describe(_base_desc(client, request, source))),
         replace(
-            submission,
-            cloned=lambda job_id: (write(job_id=job_id), submission.cloned(job_id))[1],
-            uploaded=lambda job_id: (write(uploaded=job_id), submission.uploaded(job_id))[1],
+            keyed,
+            cloned=cloned,
+            uploaded=uploaded,
             find=lambda: _created_only(client, request, key),
             resume=job.id if job is not None and found.move is Move.SUBMIT_AGAIN else None,
             verify=look,
@@ -261,9 +270,7 @@ def _base_desc(client: DataSphereClient, request: ForkRequest, source: jobs_pb2.
     return (source or client.get(request.source_job_id)).desc
 
 
-def _report(
-    logger: logging.Logger, found: Found, request: ForkRequest, link: Callable[[jobs_pb2.Job], str] | None
-) -> None:
+def _report(logger: Reporter, found: Found, request: ForkRequest, link: Callable[[jobs_pb2.Job], str] | None) -> None:
     job = found.job
     if job is None:
         logger.info("No job of an earlier try of this generation was found: %s.", Move.FORK.value)
@@ -286,4 +293,5 @@ def _report(
 
 
 def _created(job: jobs_pb2.Job) -> datetime:
-    return job.created_at.ToDatetime(tzinfo=timezone.utc)
+    created: datetime = job.created_at.ToDatetime(tzinfo=timezone.utc)
+    return created

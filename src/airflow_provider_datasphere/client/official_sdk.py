@@ -94,8 +94,8 @@ def make_sdk(channels: Channels) -> Any:
                     if window_over or code not in TRANSIENT | DENIED:
                         raise JobLostError(
                             f"Operation {op.id} is out of sight ({code}: {error.details() or 'no details'}). Its job "
-                            "may go on running and costing money: look at the project's jobs, and cancel it there. Check "
-                            "that the connection's account is a Developer of the project."
+                            "may go on running and costing money: look at the project's jobs, and cancel it there. "
+                            "Check that the connection's account is a Developer of the project."
                         ) from error
 
     sdk = SDK.__new__(SDK)

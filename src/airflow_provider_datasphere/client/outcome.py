@@ -31,7 +31,7 @@ _GRPC_CANCELLED = 1
 def status_name(status: int) -> str:
     """``EXECUTING`` and so on; a number this version of the API doesn't know yet stays visible as a number."""
     try:
-        return str(jobs_pb2.JobStatus.Name(status))  # type: ignore[arg-type]
+        return str(jobs_pb2.JobStatus.Name(status))
     except ValueError:
         return f"JOB_STATUS_{status}"
 
@@ -311,7 +311,7 @@ def _iso(described: Any, name: str) -> str | None:
     if not described.HasField(name):
         return None
     moment: Timestamp = getattr(described, name)
-    return moment.ToDatetime(tzinfo=timezone.utc).isoformat()
+    return str(moment.ToDatetime(tzinfo=timezone.utc).isoformat())
 
 
 def _code_name(code: int) -> str:

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 
 import grpc
 from yandex.cloud.datasphere.v2.jobs import jobs_pb2, project_job_service_pb2
-from yandex.cloud.operation import operation_pb2
 
 from airflow_provider_datasphere.client.errors import DataSphereError, JobInfrastructureError, JobRequestError
 from airflow_provider_datasphere.client.fork import (
@@ -36,7 +35,10 @@ from airflow_provider_datasphere.client.upload import JobInput, UploadUrlExpired
 from airflow_provider_datasphere.client.waiting import TRANSIENT
 
 if TYPE_CHECKING:
+    from yandex.cloud.operation import operation_pb2
+
     from airflow_provider_datasphere.client.jobs import DataSphereClient
+    from airflow_provider_datasphere.client.reporting import Reporter
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +80,7 @@ class Submission:
     resume: str | None = None
     verify: bool = False
     source_data_ttl: timedelta | str | None = None
-    log: logging.Logger | None = None
+    log: Reporter | None = None
 
 
 def submit(
@@ -95,7 +97,7 @@ def submit(
 
 
 def execute(
-    client: DataSphereClient, job_id: str, key: str, logger: logging.Logger = log, *, may_run: bool = False
+    client: DataSphereClient, job_id: str, key: str, logger: Reporter = log, *, may_run: bool = False
 ) -> JobHandle:
     """Run a cloned job (RPC ``Execute``); on a running job this returns the running operation.
 
@@ -170,8 +172,8 @@ class _Submitter:
         message = project_job_service_pb2.CloneProjectJobRequest(
             source_job_id=request.source_job_id,
             job_parameters_overrides=overrides_message(plan, inputs),
-            name=request.name,
-            desc=request.desc,
+            name=request.name or "",
+            desc=request.desc or "",
             data_ttl=duration(parse_ttl("data_ttl", request.data_ttl)),
         )
         backoff = _Backoff(self._client)

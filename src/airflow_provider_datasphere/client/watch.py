@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from yandex.cloud.operation import operation_pb2
 
     from airflow_provider_datasphere.client.jobs import DataSphereClient
+    from airflow_provider_datasphere.client.reporting import Reporter
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ def watch(
     poll_interval: float = 10.0,
     link: str | None = None,
     emit: Emit | None = None,
-    logger: logging.Logger = log,
+    logger: Reporter = log,
 ) -> Ended:
     """Wait until the job is over, with its log on the way.
 
@@ -86,7 +87,7 @@ def look(
             operation = client.channels.unary(
                 "operations",
                 "Get",
-                operation_service_pb2.GetOperationRequest(operation_id=handle.operation_id),
+                operation_service_pb2.GetOperationRequest(operation_id=handle.operation_id or ""),
                 timeout=READ_DEADLINE,
             )
             narrator.operation(operation, tail, emit)
@@ -105,7 +106,7 @@ def look(
 class Narrator:
     """Says what changes: the job's status and progress, and trouble with the service, once each."""
 
-    def __init__(self, logger: logging.Logger) -> None:
+    def __init__(self, logger: Reporter) -> None:
         self._logger = logger
         self._status: int | None = None
         self._trouble: str | None = None
@@ -152,7 +153,7 @@ def _pause(client: DataSphereClient, waiting: Waiting, reader: _LogReader | None
 class _LogReader:
     """Reads a job's log in a thread of its own; never lets an error out."""
 
-    def __init__(self, client: DataSphereClient, job_id: str, emit: Emit, logger: logging.Logger) -> None:
+    def __init__(self, client: DataSphereClient, job_id: str, emit: Emit, logger: Reporter) -> None:
         self.tail = LogTail()
         #: Set when the stream ended, and when the client is interrupted.
         self.hint = threading.Event()

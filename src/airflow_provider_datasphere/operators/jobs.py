@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow_provider_datasphere import killing
+from airflow_provider_datasphere.arguments import check_literals
 from airflow_provider_datasphere.client import fork
 from airflow_provider_datasphere.compat import (
     AIRFLOW_V_3_0_PLUS,
@@ -22,7 +23,6 @@ from airflow_provider_datasphere.exceptions import DataSphereError, JobLostError
 from airflow_provider_datasphere.generation import StateStore, has_a_try_left, key_of
 from airflow_provider_datasphere.hooks.datasphere import DataSphereHook
 from airflow_provider_datasphere.links.jobs import DataSphereJobLink
-from airflow_provider_datasphere.arguments import check_literals
 
 if TYPE_CHECKING:
     from airflow_provider_datasphere.client.jobs import DataSphereClient

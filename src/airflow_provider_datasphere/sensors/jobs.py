@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_datasphere.arguments import check_exit_codes
 from airflow_provider_datasphere.compat import (
     AirflowSkipException,
     BaseSensorOperator,
@@ -21,7 +22,6 @@ from airflow_provider_datasphere.exceptions import (
     translated,
 )
 from airflow_provider_datasphere.hooks.datasphere import DataSphereHook
-from airflow_provider_datasphere.arguments import check_exit_codes
 
 if TYPE_CHECKING:
     from airflow_provider_datasphere.client.jobs import DataSphereClient

@@ -58,6 +58,7 @@ class Jobs(stubs.ProjectJobServiceServicer):
 
 @dataclasses.dataclass
 class Service:
+    channel: grpc.aio.Channel
     stub: Any
     jobs: Jobs
     journal: Journal
@@ -95,7 +96,7 @@ async def service() -> AsyncIterator[Service]:
     subject = iam.default_service_account_id
     metadata = (("authorization", f"Bearer {iam.issue_token(subject)}"), ("idempotency-key", "abc"))
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        yield Service(stubs.ProjectJobServiceStub(channel), jobs, journal, faults, iam, subject, metadata)
+        yield Service(channel, stubs.ProjectJobServiceStub(channel), jobs, journal, faults, iam, subject, metadata)
     await server.stop(None)
 
 
@@ -152,6 +153,12 @@ async def test_errors_of_handlers_are_recorded(service):
         await service.stub.Cancel(messages.CancelProjectJobRequest(job_id="bt1job"), metadata=service.metadata)
     assert refused.value.code() is Code.UNIMPLEMENTED
     assert [call.code for call in service.journal.calls()] == ["NOT_FOUND", "UNKNOWN", "UNIMPLEMENTED"]
+
+
+async def test_methods_nobody_serves_are_recorded_too(service):
+    call = service.channel.unary_unary("/yandex.cloud.operation.OperationService/Get")(b"")
+    assert await call.code() is Code.UNIMPLEMENTED
+    assert [(call.method, call.code) for call in service.journal.calls()] == [("Operation.Get", "UNIMPLEMENTED")]
 
 
 async def test_a_call_without_a_valid_token_never_reaches_the_handler(service):
@@ -257,6 +264,23 @@ async def test_clearing_lets_hanging_calls_go(service):
     assert len(await asyncio.wait_for(asyncio.gather(*calls), 10)) == 3
 
 
+def test_a_fault_outlives_the_loop_of_a_call_that_hung_in_it():
+    faults = Faults()
+    fault = faults.inject("Get", hang=True)
+
+    async def hang() -> None:
+        await faults.apply(Call("Get"))
+
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(hang())
+    loop.run_until_complete(asyncio.sleep(0.01))
+    loop.close()
+    assert not task.done()
+    faults.remove(fault)
+    assert faults.active() == []
+    task._log_destroy_pending = False
+
+
 async def test_a_stream_is_cut_after_some_messages(service):
     assert await read_logs(service) == (5, Code.OK)
     service.faults.inject("ReadLogs", after_messages=2, times=1)
@@ -330,6 +354,7 @@ async def test_delays_add_up_and_the_first_refusal_wins(service):
         ("Get", {"status": 503}, "can't have"),
         ("Get", {"cut_at": 0.5}, "can't have"),
         ("storage.get", {"after_messages": 1}, "can't have"),
+        ("Get", {"after_messages": 1}, "can't have"),
         ("metadata.token", {"cut_at": 0.5}, "can't have"),
         ("storage.get", {"cut_at": 2}, "cut_at"),
         ("storage.get", {"status": 42}, "status"),

@@ -241,6 +241,13 @@ async def test_info_and_projects(site):
     assert {project["id"] for project in listed} == {site.core.project_id, made["id"]}
 
 
+async def test_web_pages_cannot_use_the_control_api(site):
+    headers = {"Origin": "https://example.com", "Content-Type": "text/plain"}
+    async with site.http.post(f"{site.url}/_control/jobs", data='{"cmd": "true"}', headers=headers) as response:
+        assert response.status == 403
+    assert site.core.jobs() == []
+
+
 async def test_jobs_by_control(site):
     body = {
         "cmd": "cat data.bin > ${OUT}",
