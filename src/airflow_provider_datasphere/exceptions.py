@@ -53,6 +53,10 @@ class FinalJobInfrastructureError(JobInfrastructureError, AirflowFailException):
     """:class:`JobInfrastructureError` seen by a sensor: looking again can't change it."""
 
 
+class FinalResultsError(ResultsError, AirflowFailException):
+    """:class:`ResultsError` about files that are gone: no retry brings them back."""
+
+
 _AIRFLOW_SIDE: dict[type[errors.DataSphereError], type[DataSphereError]] = {
     errors.DataSphereError: DataSphereError,
     errors.JobRequestError: JobRequestError,
@@ -67,6 +71,7 @@ _AIRFLOW_SIDE: dict[type[errors.DataSphereError], type[DataSphereError]] = {
 _FINAL: dict[type[DataSphereError], type[DataSphereError]] = {
     JobFailedError: FinalJobFailedError,
     JobInfrastructureError: FinalJobInfrastructureError,
+    ResultsError: FinalResultsError,
 }
 
 

@@ -41,8 +41,8 @@ CONNECTION_FIELDS = {
     },
     "impersonate_service_account_id": {
         "label": "Act as service account",
-        "description": "ID of a service account to act as, on top of any credential. The credential's account needs the "
-        "role iam.serviceAccounts.tokenCreator on it.",
+        "description": "ID of a service account to act as, on top of any credential. The credential's account needs "
+        "the role iam.serviceAccounts.tokenCreator on it.",
         "schema": _TEXT,
     },
     "endpoint": {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import importlib.util
 import json
 import logging
@@ -36,9 +35,7 @@ def parser() -> argparse.ArgumentParser:
     serve.add_argument(
         "--metadata-port", type=int, default=0, help="port of the metadata service (default: any free one)"
     )
-    serve.add_argument(
-        "--public-host", default="localhost", help="host name that clients use (default: %(default)s)"
-    )
+    serve.add_argument("--public-host", default="localhost", help="host name that clients use (default: %(default)s)")
     serve.add_argument(
         "--state-dir",
         type=Path,
@@ -85,23 +82,23 @@ def main(arguments: list[str] | None = None) -> int:
         keep_programs=options.state_dir is not None,
     )
     try:
-        return asyncio.run(_serve(emulator, options.ready_file))
+        asyncio.run(_serve(emulator, options.ready_file))
     except OSError as error:
         print(f"The emulator can't start: {error}", file=sys.stderr)
         return 1
     finally:
         emulator.close()
+        if options.ready_file is not None:
+            options.ready_file.unlink(missing_ok=True)
+    return 0
 
 
-async def _serve(emulator: Emulator, ready_file: Path | None) -> int:
+async def _serve(emulator: Emulator, ready_file: Path | None) -> None:
     await emulator.serve()
     facts = describe(emulator)
     print(_greeting(facts), flush=True)
     if ready_file is not None:
-        temporary = ready_file.with_name(ready_file.name + ".new")
-        temporary.touch(mode=0o600)
-        temporary.write_text(json.dumps(facts, indent=2))
-        temporary.replace(ready_file)
+        _write_private(ready_file, json.dumps(facts, indent=2))
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -111,10 +108,14 @@ async def _serve(emulator: Emulator, ready_file: Path | None) -> int:
     if running and facts["state_dir_kept"]:
         print(f"Jobs running on: {running}. The next start with this --state-dir goes on with them.", flush=True)
     await emulator.end(grace=1.0, kill_programs=not facts["state_dir_kept"])
-    if ready_file is not None:
-        with contextlib.suppress(FileNotFoundError):
-            ready_file.unlink()
-    return 0
+
+
+def _write_private(path: Path, text: str) -> None:
+    """Write a file with credentials; it appears at once and whole."""
+    temporary = path.with_name(path.name + ".new")
+    temporary.touch(mode=0o600)
+    temporary.write_text(text)
+    temporary.replace(path)
 
 
 def describe(emulator: Emulator) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The whole emulator inside one event loop: state, rules, and what tests and the control API may do to them.
 
-All methods are called in the loop's thread. :class:`~datasphere_emulator.emulator.Emulator` offers them to other threads.
+All methods are called in the loop's thread; :class:`~datasphere_emulator.emulator.Emulator` offers them to others.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from yandex.cloud.datasphere.v2.jobs import jobs_pb2
 
-from datasphere_emulator.building import UNSET, JobDraft
+from datasphere_emulator.building import JobDraft
 from datasphere_emulator.errors import not_found
 from datasphere_emulator.iam import Iam, new_id
 from datasphere_emulator.jobs import Jobs
@@ -68,9 +68,7 @@ class Core:
         self._endpoint = endpoint
         state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.store = Store(state_dir / "state.db")
-        self.storage = Storage(
-            state_dir / "storage", url, journal, faults, lambda: self.settings.url_lifetime_seconds
-        )
+        self.storage = Storage(state_dir / "storage", url, journal, faults, lambda: self.settings.url_lifetime_seconds)
         saved = self.store.get("meta", "iam")
         self.iam = iam or (Iam.from_json(saved) if saved else Iam())
         self._saved_iam: Any = saved

@@ -288,7 +288,7 @@ class Emulator:
         """A job ready to be executed or forked; returns its id.
 
         :param execute: run it as well.
-        :param fields: see :class:`~datasphere_emulator.building.JobDraft`: ``files``, ``inputs``, ``outputs``, ``args``…
+        :param fields: see :class:`~datasphere_emulator.building.JobDraft`: ``files``, ``inputs``, ``args``…
         """
         return str(self._run(self.core.create_job, cmd, execute=execute, **fields))
 
@@ -303,7 +303,8 @@ class Emulator:
 
     def job(self, job_id: str) -> jobs_pb2.Job:
         """A copy of the job as it is now."""
-        return self._run(self.core.job, job_id)
+        job: jobs_pb2.Job = self._run(self.core.job, job_id)
+        return job
 
     def jobs(self, parent: str | None = None) -> list[jobs_pb2.Job]:
         """Copies of all jobs, oldest first. :param parent: only forks of this job."""
@@ -312,7 +313,8 @@ class Emulator:
 
     def operation(self, operation_id: str) -> operation_pb2.Operation:
         """An operation as it is now, forgotten or not."""
-        return self._run(self.core.operation, operation_id)
+        operation: operation_pb2.Operation = self._run(self.core.operation, operation_id)
+        return operation
 
     def operation_of(self, job_id: str) -> str:
         """Id of the operation of a job's execution, "" if it has none."""
@@ -335,7 +337,8 @@ class Emulator:
         :raises TimeoutError: it took longer.
         :raises RuntimeError: it ended with another status.
         """
-        return self._run(self.core.wait_job, job_id, status, timeout)
+        job: jobs_pb2.Job = self._run(self.core.wait_job, job_id, status, timeout)
+        return job
 
     def cancel_job(self, job_id: str, *, graceful: bool = False, reason: str = "") -> None:
         """Cancel a job as another person would."""

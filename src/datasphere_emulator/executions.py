@@ -9,12 +9,12 @@ import logging
 import time
 from typing import TYPE_CHECKING, Protocol
 
-from yandex.cloud.datasphere.v2.jobs import jobs_pb2
-
 from datasphere_emulator.records import JobStatus, set_time
 from datasphere_emulator.settings import CODES
 
 if TYPE_CHECKING:
+    from yandex.cloud.datasphere.v2.jobs import jobs_pb2
+
     from datasphere_emulator.jobs import Jobs
     from datasphere_emulator.logs import JobLog
     from datasphere_emulator.records import JobRecord
@@ -39,7 +39,7 @@ class Ending:
     output_datasets: list[jobs_pb2.OutputDataset] = dataclasses.field(default_factory=list)
     log_files: list[jobs_pb2.File] = dataclasses.field(default_factory=list)
     diagnostic_files: list[jobs_pb2.File] = dataclasses.field(default_factory=list)
-    status: int | None = None
+    status: JobStatus.ValueType | None = None
     status_details: str = ""
     time: float | None = None
 
@@ -69,7 +69,7 @@ class Execution:
         """The job's log."""
         return self.jobs.log(self.record.id)
 
-    def set_status(self, status: int, at: float | None = None) -> None:
+    def set_status(self, status: JobStatus.ValueType, at: float | None = None) -> None:
         """Show a status, unless the job is being cancelled. :param at: seconds since the epoch, now if None."""
         job = self.record.job
         if status == JobStatus.EXECUTING and not job.HasField("started_at"):
@@ -148,7 +148,7 @@ class Executions:
         details = ending.status_details
         error = ending.error
         if record.cancel is not None:
-            status: int = JobStatus.CANCELLED
+            status = JobStatus.CANCELLED
             reason = f" Reason: {record.cancel.reason}" if record.cancel.reason else ""
             details = details or f"Job was cancelled.{reason}"
             error = (CODES[settings.cancelled_operation_code], details)

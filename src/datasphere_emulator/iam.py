@@ -345,3 +345,16 @@ class IamTokenServicer(iam_token_service_pb2_grpc.IamTokenServiceServicer):
         except PermissionError as error:
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
         raise AssertionError("abort does not return")
+
+    async def Revoke(
+        self,
+        request: iam_token_service_pb2.RevokeIamTokenRequest,
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> iam_token_service_pb2.RevokeIamTokenResponse:
+        """Revoke an IAM token; INVALID_ARGUMENT if it is not valid."""
+        try:
+            subject = self._iam.subject_of(request.iam_token)
+        except Unauthenticated as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"iam_token: {error}")
+        self._iam.revoke(token=request.iam_token)
+        return iam_token_service_pb2.RevokeIamTokenResponse(subject_id=subject)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from datasphere_emulator.journal import Journal
 
 #: Request fields that are credentials; the journal never sees them.
-_CREDENTIAL_FIELDS = ("jwt", "yandex_passport_oauth_token", "yandex_passport_cookies")
+_CREDENTIAL_FIELDS = ("jwt", "yandex_passport_oauth_token", "yandex_passport_cookies", "iam_token")
 #: Methods that need no IAM token.
 _OPEN_METHODS = ("IamToken.Create", "Endpoint.*")
 #: With less than this many seconds left, a call the client gave up counts as DEADLINE_EXCEEDED, not CANCELLED.

@@ -61,7 +61,7 @@ def _next_answer(
     """The next answer and the offset behind it, or the seconds until there is one, None for not known."""
     limit = jobs.settings.log_chunk_bytes or MAX_ANSWER
     now = time.time()
-    messages = []
+    messages: list[service_pb2.LogMessage] = []
     size = 0
     wait = None
     while size < limit and (found := log.piece_at(position)) is not None:

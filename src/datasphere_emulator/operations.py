@@ -12,7 +12,7 @@ from yandex.cloud.operation import operation_pb2
 
 from datasphere_emulator.errors import not_found
 from datasphere_emulator.iam import new_id
-from datasphere_emulator.records import OperationRecord, get_time, set_time
+from datasphere_emulator.records import OperationRecord, set_time
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -163,18 +163,22 @@ class Operations:
         """The operation as it is now."""
         self.is_ready(record)
         job = self._find_job(record.job_id)
-        if record.kind == "execute" and job is not None:
-            if record.ended_at is None:
+        if job is None:
+            return record.operation
+        if record.ended_at is None:
+            if record.kind == "execute":
                 record.operation.metadata.Pack(execution_metadata(job))
                 set_time(record.operation.modified_at, time.time())
-            elif self._settings.fresh_operation_urls and record.operation.HasField("response"):
-                response = service_pb2.ExecuteProjectJobResponse()
-                record.operation.response.Unpack(response)
-                record.operation.response.Pack(self._execution_response(job, response.result.return_code))
-        elif self._settings.fresh_operation_urls and record.ended_at is not None and job is not None:
-            if record.kind in ("create", "clone"):
-                record.operation.response.Pack(self._creation_response(record))
+        elif self._settings.fresh_operation_urls and record.operation.HasField("response"):
+            record.operation.response.Pack(self._fresh_response(record, job))
         return record.operation
+
+    def _fresh_response(self, record: OperationRecord, job: JobRecord) -> Message:
+        if record.kind == "execute":
+            response = service_pb2.ExecuteProjectJobResponse()
+            record.operation.response.Unpack(response)
+            return self._execution_response(job, response.result.return_code)
+        return self._creation_response(record)
 
     def get(self, operation_id: str) -> OperationRecord:
         """The record of an operation that OperationService knows; raises Refused (NOT_FOUND)."""
@@ -184,7 +188,3 @@ class Operations:
         if record.forgotten or over:
             raise not_found(f"Operation {operation_id!r} is not found.")
         return record
-
-    def created_at(self, record: OperationRecord) -> float:
-        """Seconds since the epoch."""
-        return get_time(record.operation.created_at)

@@ -26,7 +26,7 @@ def set_time(timestamp: Timestamp, seconds: float) -> None:
 
 def get_time(timestamp: Timestamp) -> float:
     """Seconds since the epoch."""
-    return timestamp.ToMicroseconds() / 1e6
+    return float(timestamp.ToMicroseconds() / 1e6)
 
 
 def _encode(message: Message) -> str:

@@ -1,8 +1,8 @@
 """Runs one program for the emulator and outlives it.
 
-``python runner.py <folder>`` reads ``spec.json`` in that folder, detaches itself, starts the program in its own session
-with stdout and stderr going to files, and writes ``started.json`` and, at the end, ``exit.json``. The emulator may die and
-come back meanwhile; it knows the runner lives by a lock that it hands over as an open file.
+``python runner.py <folder>`` reads ``spec.json`` in that folder, detaches itself, starts the program in its own
+session with stdout and stderr going to files, and writes ``started.json`` and, at the end, ``exit.json``. The emulator
+may die and come back meanwhile; it knows the runner lives by a lock that it hands over as an open file.
 
 Stands alone (standard library only, no import of the package), so that it starts in a few milliseconds.
 """

@@ -118,7 +118,9 @@ class Script:
     @property
     def least_executing_seconds(self) -> float:
         """How long EXECUTING lasts, given all that happens in it."""
-        moments = [item.at for item in (*self.log, *self.progress)] + [at for at, _ in self.statuses]
+        moments = [line.at for line in self.log]
+        moments += [point.at for point in self.progress]
+        moments += [at for at, _ in self.statuses]
         if self.burst_bytes:
             moments.append(self.burst_at)
         return max([self.executing_seconds, *moments])

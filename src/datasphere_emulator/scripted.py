@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from yandex.cloud.datasphere.v2.jobs import jobs_pb2
 
@@ -85,7 +85,7 @@ class ScriptedRun:
             elif event is None:
                 execution.log.append(logs.Piece(at, script.burst_stream, script.burst_bytes, burst=True))
             elif record.cancel is None:
-                record.job.status = event
+                record.job.status = cast("JobStatus.ValueType", event)  # any number, on purpose
             record.script_position += 1
             execution.save()
 
@@ -114,7 +114,8 @@ class ScriptedRun:
 
     async def _ending(self) -> Ending:
         script, parameters = self._script, self._record.job.job_parameters
-        ending = Ending(script.return_code, status=script.final_status, status_details=script.status_details)
+        final = cast("JobStatus.ValueType | None", script.final_status)
+        ending = Ending(script.return_code, status=final, status_details=script.status_details)
         if script.error is not None:
             code, message = script.error
             ending.error = (CODES[code] if isinstance(code, str) else code, message)
@@ -160,8 +161,8 @@ class ScriptedRun:
             )
             sha256, size = self._execution.jobs.storage.put_bytes(self._record.job.project_id, content)
             name = f"{source}.txt" if source in (logs.STDOUT, logs.STDERR) else source
-            desc = jobs_pb2.FileDesc(path=name)
-            files.append(jobs_pb2.File(desc=desc, sha256=sha256, size_bytes=size, compression_type=1))
+            desc, kind = jobs_pb2.FileDesc(path=name), jobs_pb2.FileCompressionType.NONE
+            files.append(jobs_pb2.File(desc=desc, sha256=sha256, size_bytes=size, compression_type=kind))
         return files
 
 

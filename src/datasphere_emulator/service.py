@@ -17,6 +17,7 @@ from datasphere_emulator.uploads import missing_uploads
 
 if TYPE_CHECKING:
     from google.protobuf.duration_pb2 import Duration
+    from google.protobuf.message import Message
 
     from datasphere_emulator.iam import Iam
     from datasphere_emulator.jobs import Jobs
@@ -224,7 +225,7 @@ class JobService:
 
     # Looking
 
-    def list(
+    def list_jobs(
         self, subject: str | None, request: service_pb2.ListProjectJobRequest
     ) -> service_pb2.ListProjectJobResponse:
         """List."""
@@ -308,7 +309,7 @@ class JobService:
         return operation
 
     def _instant(
-        self, kind: str, description: str, metadata: object, project_id: str, subject: str | None
+        self, kind: str, description: str, metadata: Message, project_id: str, subject: str | None
     ) -> OperationRecord:
         return self._jobs.operations.create(kind, description, metadata, project_id=project_id, subject=subject)
 

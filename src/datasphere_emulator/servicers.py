@@ -56,8 +56,8 @@ def _key(context: Any) -> str | None:
     return None
 
 
-class JobServicer(project_job_service_pb2_grpc.ProjectJobServiceServicer):  # type: ignore[misc]
-    """``yandex.cloud.datasphere.v2.jobs.ProjectJobService``. ReadStdLogs, deprecated, is UNIMPLEMENTED."""
+class JobServicer(project_job_service_pb2_grpc.ProjectJobServiceServicer):
+    """``yandex.cloud.datasphere.v2.jobs.ProjectJobService``."""
 
     def __init__(self, core: Core) -> None:
         self._core = core
@@ -87,6 +87,11 @@ class JobServicer(project_job_service_pb2_grpc.ProjectJobServiceServicer):  # ty
         self._service.cancel(current_subject.get(), request.job_id, request.reason, request.graceful)
         return Empty()
 
+    async def ReadStdLogs(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        """Deprecated by the service itself, and unused by its SDK."""
+        await _abort(context, Refused("UNIMPLEMENTED", "ReadStdLogs is deprecated: use ReadLogs."))
+        yield
+
     async def ReadLogs(self, request: Any, context: Any) -> AsyncIterator[Any]:
         """The log, as long as the job runs and until all is delivered."""
         try:
@@ -107,7 +112,7 @@ class JobServicer(project_job_service_pb2_grpc.ProjectJobServiceServicer):  # ty
     @_unary
     def List(self, request: Any, context: Any) -> Any:
         """Jobs of a project."""
-        return self._service.list(current_subject.get(), request)
+        return self._service.list_jobs(current_subject.get(), request)
 
     @_unary
     def Get(self, request: Any, context: Any) -> Any:
@@ -137,7 +142,7 @@ class JobServicer(project_job_service_pb2_grpc.ProjectJobServiceServicer):  # ty
         return service_pb2.SetProjectJobDataTtlResponse()
 
 
-class OperationServicer(operation_service_pb2_grpc.OperationServiceServicer):  # type: ignore[misc]
+class OperationServicer(operation_service_pb2_grpc.OperationServiceServicer):
     """``yandex.cloud.operation.OperationService``."""
 
     def __init__(self, core: Core) -> None:
@@ -159,7 +164,7 @@ class OperationServicer(operation_service_pb2_grpc.OperationServiceServicer):  #
         return self._core.registry.operations.answer(record)
 
 
-class ProjectServicer(project_service_pb2_grpc.ProjectServiceServicer):  # type: ignore[misc]
+class ProjectServicer(project_service_pb2_grpc.ProjectServiceServicer):
     """``yandex.cloud.datasphere.v2.ProjectService``, as far as a client of jobs needs it."""
 
     def __init__(self, core: Core) -> None:
@@ -215,7 +220,7 @@ def _project(project: Project) -> project_pb2.Project:
     return message
 
 
-class EndpointServicer(api_endpoint_service_pb2_grpc.ApiEndpointServiceServicer):  # type: ignore[misc]
+class EndpointServicer(api_endpoint_service_pb2_grpc.ApiEndpointServiceServicer):
     """``yandex.cloud.endpoint.ApiEndpointService``: every service is here."""
 
     def __init__(self, core: Core) -> None:
@@ -246,6 +251,6 @@ def add_services(core: Core, server: Any) -> None:
 
     project_job_service_pb2_grpc.add_ProjectJobServiceServicer_to_server(JobServicer(core), server)
     operation_service_pb2_grpc.add_OperationServiceServicer_to_server(OperationServicer(core), server)
-    project_service_pb2_grpc.add_ProjectServiceServicer_to_server(ProjectServicer(core), server)
+    project_service_pb2_grpc.add_ProjectServiceServicer_to_server(ProjectServicer(core), server)  # type: ignore[abstract]
     api_endpoint_service_pb2_grpc.add_ApiEndpointServiceServicer_to_server(EndpointServicer(core), server)
     iam_token_service_pb2_grpc.add_IamTokenServiceServicer_to_server(IamTokenServicer(core.iam), server)

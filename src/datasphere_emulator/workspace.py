@@ -224,7 +224,9 @@ class Workspace:
         """Store a log or diagnostic file under this name."""
         return self._stored(jobs_pb2.FileDesc(path=name), path, jobs_pb2.FileCompressionType.NONE)
 
-    def _stored(self, desc: jobs_pb2.FileDesc, path: Path, compression: int) -> jobs_pb2.File:
+    def _stored(
+        self, desc: jobs_pb2.FileDesc, path: Path, compression: jobs_pb2.FileCompressionType.ValueType
+    ) -> jobs_pb2.File:
         sha256, size = self.storage.put_file(self.project_id, path)
         return jobs_pb2.File(desc=desc, sha256=sha256, size_bytes=size, compression_type=compression)
 

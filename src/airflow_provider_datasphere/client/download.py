@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import queue
 import time
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path, PurePosixPath
-from threading import Event, Lock, Thread
+from threading import Event
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from airflow_provider_datasphere.client.archive import list_archive, open_archive
-from airflow_provider_datasphere.client.destinations import Destination, LocalFolder, LocalPart, Part
+from airflow_provider_datasphere.client.destinations import Destination, LocalFolder, LocalPart
 from airflow_provider_datasphere.client.errors import DataSphereError, ResultsError
-from airflow_provider_datasphere.client.http import StoppedError, TransferError, TransientError, UrlRefusedError
+from airflow_provider_datasphere.client.fetch import Fetcher
+from airflow_provider_datasphere.client.http import StoppedError, TransferError
 from airflow_provider_datasphere.client.links import Link, RangeReader, url_for
 from airflow_provider_datasphere.client.results import JobFile, downloadable
 
@@ -29,10 +29,6 @@ if TYPE_CHECKING:
 
 #: How many files are on their way at once.
 MAX_PARALLEL = 8
-#: How often a file is fetched anew from its beginning because its content is wrong.
-_WHOLE_TRIES = 3
-#: Files from this size on (bytes) are hashed in a thread beside the one that receives and writes them.
-_HASH_ASIDE_BYTES = 8 * 1024 * 1024
 _TAIL_BYTES = 64 * 1024
 
 
@@ -142,9 +138,7 @@ class _Download:
     ) -> None:
         self._client, self._job_id, self._place, self._stop, self._log = client, job_id, place, stop, log
         self._parallel = parallel
-        self._http = client.http
-        self._lock = Lock()
-        self._received = 0
+        self._fetcher = Fetcher(client.http, stop, log)
         self._links: dict[PurePosixPath, Link] = {}
 
     def run(self, items: Sequence[_Item], progress_interval: float) -> list[dict[str, Any]]:
@@ -157,9 +151,11 @@ class _Download:
                 missing = [item for item in items if item.name not in failures and not right.get(item.target)]
                 self._fetch_links(missing)
                 fetched = self._all(pool, self._fetch, missing, failures, "Downloaded")
-            except BaseException:
+            except BaseException as error:
                 self._stop.set()
                 pool.shutdown(wait=False, cancel_futures=True)
+                if isinstance(error, StoppedError):
+                    raise ResultsError(f"The download of job {self._job_id} was stopped.") from None
                 raise
         if failures:
             raise ResultsError(self._complaint(items, failures))
@@ -169,7 +165,7 @@ class _Download:
             "Job %s: %d files downloaded (%s in %.1f s), %d were right already.",
             self._job_id,
             new,
-            _megabytes(self._received),
+            _megabytes(self._fetcher.received),
             seconds,
             len(items) - new,
         )
@@ -186,7 +182,7 @@ class _Download:
         """Do the work for each item; log progress; what fails goes to ``failures``."""
         futures: dict[Future[bool], _Item] = {pool.submit(work, item): item for item in items}
         total = sum(item.file.size_bytes for item in items)
-        began, before, results = time.monotonic(), self._received, {}
+        began, before, results = time.monotonic(), self._fetcher.received, {}
         pending = set(futures)
         while pending:
             done, pending = wait(pending, timeout=self._interval)
@@ -199,7 +195,7 @@ class _Download:
                 else:
                     results[item.target] = future.result()
             if pending:
-                came = self._received - before
+                came = self._fetcher.received - before
                 rate = came / (time.monotonic() - began)
                 self._log.info(
                     "%s %d of %d files, %s of %s (%s/s).",
@@ -228,7 +224,7 @@ class _Download:
             return False
         # The archive's table of contents is at its end: enough to compare what it would unpack to.
         link = Link(self._client, self._job_id, file)
-        reader = RangeReader(self._http, link, file.size_bytes, self._stop)
+        reader = RangeReader(self._client.http, link, file.size_bytes, self._stop)
         try:
             with open_archive(cast("BinaryIO", BufferedReader(reader, _TAIL_BYTES))) as archive:
                 listing = list_archive(archive, item.target.name, file.size_bytes)
@@ -241,7 +237,7 @@ class _Download:
         if not _is_archive(item.file):
             part = self._place.part(item.target, item.key, item.file.size_bytes)
             try:
-                self._receive(item, part)
+                self._fetcher.fetch(self._links[item.target], part)
                 part.commit()
             finally:
                 part.discard()
@@ -249,7 +245,7 @@ class _Download:
         archive_file = self._place.scratch / f"{item.key}.zip"
         part = LocalPart(self._place.scratch / f"{item.key}.part", lambda: archive_file)
         try:
-            self._receive(item, part)
+            self._fetcher.fetch(self._links[item.target], part)
             part.commit()
             with open_archive(archive_file) as archive:
                 listing = list_archive(archive, item.target.name, item.file.size_bytes)
@@ -258,72 +254,6 @@ class _Download:
             part.discard()
             archive_file.unlink(missing_ok=True)
         return True
-
-    def _receive(self, item: _Item, part: Part) -> None:
-        """Fill ``part`` with the file's bytes, checked.
-
-        :raises TransferError: it can't be fetched.
-        :raises ResultsError: what comes isn't what the job recorded.
-        """
-        file, digest = item.file, _Digest(item.file.size_bytes)
-        try:
-            for chunk in part.existing():
-                self._check_stop()
-                digest.update(chunk)
-            for tries_left in reversed(range(_WHOLE_TRIES)):
-                if part.size < file.size_bytes or not file.sha256:
-                    self._stream(item, part, digest)
-                wrong = _difference(file, part.size, digest.hexdigest())
-                if wrong is None:
-                    return
-                if not tries_left:
-                    raise ResultsError(wrong)
-                self._log.warning("%s: %s; fetching it anew.", item.name, wrong)
-                part.restart()
-                digest.restart()
-        finally:
-            digest.close()
-
-    def _stream(self, item: _Item, part: Part, digest: _Digest) -> None:
-        link, file = self._links[item.target], item.file
-
-        def attempt() -> None:
-            self._check_stop()
-            try:
-                with self._http.get(link.url, part.size) as body:
-                    if body.start != part.size:
-                        part.restart()
-                        digest.restart()
-                    for chunk in body.chunks():
-                        self._check_stop()
-                        link.worked()
-                        part.write(chunk)
-                        digest.update(chunk)
-                        with self._lock:
-                            self._received += len(chunk)
-                        if file.sha256 and part.size > file.size_bytes:
-                            return
-            except UrlRefusedError as error:
-                link.refused(error)
-
-        def note(error: TransientError, delay: float) -> None:
-            self._log.warning(
-                "%s: %s; going on at byte %d of %d in %.1f s.", item.name, error, part.size, file.size_bytes, delay
-            )
-
-        # Bytes received, not the part's size: that shrinks when the storage ignores the range.
-        received = 0
-
-        def progress() -> int:
-            nonlocal received
-            received = max(received, part.size)
-            return received
-
-        self._http.retrying(self._stop, progress, note)(attempt)
-
-    def _check_stop(self) -> None:
-        if self._stop.is_set():
-            raise StoppedError("the download was told to stop")
 
     def _entry(self, item: _Item) -> dict[str, Any]:
         slash = "/" if _is_archive(item.file) else ""
@@ -342,55 +272,6 @@ class _Download:
             f"{len(failures)} of {len(items)} files of job {self._job_id} couldn't be downloaded:\n{lines}\n"
             "The others are in place; downloading again fetches only what is missing."
         )
-
-
-class _Digest:
-    """sha256 of a stream; of a large one it is computed in a thread of its own, beside receiving and writing."""
-
-    def __init__(self, size: int) -> None:
-        self._sha256 = hashlib.sha256()
-        self._chunks: queue.Queue[bytes | None] = queue.Queue(maxsize=4)
-        self._thread = None
-        if size >= _HASH_ASIDE_BYTES:
-            self._thread = Thread(target=self._work, name="datasphere-sha256", daemon=True)
-            self._thread.start()
-
-    def _work(self) -> None:
-        while (chunk := self._chunks.get()) is not None:
-            self._sha256.update(chunk)
-            self._chunks.task_done()
-
-    def update(self, chunk: bytes) -> None:
-        if self._thread:
-            self._chunks.put(chunk)
-        else:
-            self._sha256.update(chunk)
-
-    def hexdigest(self) -> str:
-        self._settle()
-        return self._sha256.hexdigest()
-
-    def restart(self) -> None:
-        self._settle()
-        self._sha256 = hashlib.sha256()
-
-    def close(self) -> None:
-        if self._thread:
-            self._chunks.put(None)
-
-    def _settle(self) -> None:
-        if self._thread:
-            self._chunks.join()
-
-
-def _difference(file: jobs_pb2.File, size: int, sha256: str) -> str | None:
-    if not file.sha256:  # some log files have none
-        return f"{size} bytes came, the job records {file.size_bytes}" if file.size_bytes not in (0, size) else None
-    if size != file.size_bytes:
-        return f"{size} bytes came, the job records {file.size_bytes}"
-    if sha256 != file.sha256.lower():
-        return f"its sha256 is {sha256}, the job records {file.sha256}"
-    return None
 
 
 def _reason(error: BaseException) -> str:

@@ -57,7 +57,7 @@ def fetch_token(settings: Settings) -> IssuedToken:
     """
     retrying = tenacity.Retrying(
         retry=tenacity.retry_if_exception_type(CredentialUnavailableError),
-        wait=tenacity.wait_exponential_jitter(initial=0.2, max=2.0, jitter=0.2),
+        wait=tenacity.wait_random_exponential(multiplier=0.3, max=2.0),
         stop=tenacity.stop_after_delay(FETCH_SECONDS),
         reraise=True,
     )

@@ -81,6 +81,11 @@ class RangeReader(io.RawIOBase):
         self._stop = stop or Event()
         self._position = 0
 
+    @property
+    def file(self) -> jobs_pb2.File:
+        """The file as the job records it."""
+        return self._link.file
+
     def readable(self) -> bool:
         return True
 

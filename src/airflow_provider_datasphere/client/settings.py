@@ -234,7 +234,7 @@ class _Fields:
             if name not in known:
                 similar = difflib.get_close_matches(name, FIELDS, n=1)
                 log.warning(
-                    "The connection's field %r is unknown%s.", name, f"; is {similar[0]!r} meant?" if similar else ""
+                    "The connection's field %r is unknown%s", name, f"; is {similar[0]!r} meant?" if similar else "."
                 )
 
 

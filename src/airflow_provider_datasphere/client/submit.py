@@ -152,7 +152,9 @@ class _Submitter:
         plan = plan_fork(request, source)
         self._keep_source(source)
         with tempfile.TemporaryDirectory(prefix="datasphere-inputs-") as scratch:
-            inputs = self._submission.stage(plan.input_vars, source.job_parameters, Path(scratch))
+            inputs = (
+                self._submission.stage(plan.input_vars, source.job_parameters, Path(scratch)) if plan.input_vars else ()
+            )
             job_id = self._clone_with_inputs(plan, inputs)
         self._submission.uploaded(job_id)
         if parse_ttl("data_ttl", request.data_ttl) is None:

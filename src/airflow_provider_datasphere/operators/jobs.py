@@ -25,8 +25,11 @@ from airflow_provider_datasphere.hooks.datasphere import DataSphereHook
 from airflow_provider_datasphere.links.jobs import DataSphereJobLink
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from airflow_provider_datasphere.client.jobs import DataSphereClient
     from airflow_provider_datasphere.client.outcome import JobHandle
+    from airflow_provider_datasphere.client.upload import JobInput
     from airflow_provider_datasphere.compat import Context
 
 
@@ -233,7 +236,6 @@ class ForkJobOperator(BaseOperator):
         from airflow_provider_datasphere.client.outcome import JobHandle
         from airflow_provider_datasphere.client.submit import Submission
         from airflow_provider_datasphere.client.watch import watch
-        from airflow_provider_datasphere.inputs import stage_vars
 
         hook = DataSphereHook(self.datasphere_conn_id)
         client = self._client = hook.get_conn()
@@ -260,12 +262,17 @@ class ForkJobOperator(BaseOperator):
             ti.xcom_push(key="return_value", value=job_id)
             self._link = client.job_link(job_id)
             ti.xcom_push(key="job_url", value=self._link)
-            ti.xcom_push(key=DataSphereJobLink().xcom_key, value=self._link)
+            ti.xcom_push(key=DataSphereJobLink.link_key, value=self._link)
             self.log.info("Job %s: %s", job_id, self._link)
+
+        def stage(input_vars: Mapping[str, str], source: Any, scratch: Path) -> Sequence[JobInput]:
+            from airflow_provider_datasphere.inputs import stage_vars
+
+            return stage_vars(input_vars, source, client, scratch)
 
         submission = Submission(
             key="",
-            stage=lambda input_vars, source, scratch: stage_vars(input_vars, source, client, scratch),
+            stage=stage,
             cloned=cloned,
             source_data_ttl=self.source_data_ttl,
             log=self.log,

@@ -196,6 +196,23 @@ async def test_impersonation_needs_permission_and_a_valid_token():
         assert await refusal(unknown, metadata) is grpc.StatusCode.NOT_FOUND
 
 
+async def test_a_token_is_revoked_by_call():
+    iam = Iam(PROJECT)
+    token, other = (iam.issue_token(iam.default_service_account_id) for _ in range(2))
+    journal = Journal()
+    async with served(iam, journal) as stub:
+        metadata = (("authorization", f"Bearer {other}"),)
+        request = messages.RevokeIamTokenRequest(iam_token=token)
+        answer = await stub.Revoke(request, metadata=metadata)
+        assert answer.subject_id == iam.default_service_account_id
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await stub.Revoke(request, metadata=metadata)
+        assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    with pytest.raises(Unauthenticated, match="revoked"):
+        iam.subject_of(token)
+    assert token not in repr(journal.calls())
+
+
 def test_everything_survives_a_restart():
     before = Iam(PROJECT, token_lifetime=777)
     subject, user = before.default_service_account_id, before.add_user("somebody")

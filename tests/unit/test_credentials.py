@@ -1,0 +1,416 @@
+"""Tokens: every kind of credential against a real IAM over sockets, renewal, and what happens when there is none."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import pickle
+import random
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grpc
+import pytest
+from yandex.cloud.datasphere.v2.project_service_pb2 import GetProjectRequest
+
+from airflow_provider_datasphere.client import credentials, iam
+from airflow_provider_datasphere.client.channels import AsyncChannels, Channels
+from airflow_provider_datasphere.client.credentials import (
+    CredentialError,
+    CredentialRefusedError,
+    CredentialUnavailableError,
+    TokenSource,
+)
+from airflow_provider_datasphere.client.settings import Settings
+from datasphere_emulator import Emulator
+
+Make = Callable[..., Settings]
+
+
+@pytest.fixture
+def make(datasphere_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Make:
+    """Settings for the emulator without a credential of their own; its metadata service is this machine's."""
+    monkeypatch.setenv("YC_METADATA_ADDR", datasphere_emulator.metadata_address)
+
+    def make(**extra: Any) -> Settings:
+        return Settings.from_extra(datasphere_emulator.connection_extra(**{"iam_token": None, **extra}))
+
+    return make
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give up soon where nobody answers."""
+    monkeypatch.setattr(iam, "FETCH_SECONDS", 0.5)
+
+
+def key(emulator: Emulator, **changes: Any) -> str:
+    return json.dumps({**emulator.service_account_key(), **changes})
+
+
+def whose(channels: Channels, emulator: Emulator) -> str | None:
+    """The account that a call through these channels belongs to."""
+    channels.unary("projects", "Get", GetProjectRequest(project_id=emulator.project_id), timeout=10)
+    subject: str | None = emulator.journal.calls("Project.Get")[-1].subject
+    return subject
+
+
+# Kinds of credential -----------------------------------------------------------------------------------------------
+
+
+def test_service_account_key(datasphere_emulator: Emulator, make: Make) -> None:
+    source = TokenSource(make(service_account_json=key(datasphere_emulator)))
+    token = source.token()
+    assert datasphere_emulator.iam.subject_of(token) == datasphere_emulator.service_account_id
+    assert source.description.startswith(f"service account {datasphere_emulator.service_account_id} (by its authorized")
+    assert source.expires_at is not None
+    assert source.expires_at.timestamp() == pytest.approx(datasphere_emulator.iam.expires_at(token), abs=0.01)
+    assert source.token() == token
+    (call,) = datasphere_emulator.journal.calls("IamToken.Create")
+    assert call.deadline is not None
+
+
+def test_metadata_service(datasphere_emulator: Emulator, make: Make) -> None:
+    token = TokenSource(make()).token()
+    assert datasphere_emulator.iam.subject_of(token) == datasphere_emulator.service_account_id
+    assert datasphere_emulator.journal.calls("metadata.token")
+
+
+def test_metadata_service_is_not_asked_through_a_proxy(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    assert TokenSource(make()).token()
+
+
+def test_oauth(datasphere_emulator: Emulator, make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    user = datasphere_emulator.iam.add_user("somebody")
+    with pytest.warns(DeprecationWarning, match="withdrawing OAuth"):
+        settings = make(oauth=datasphere_emulator.iam.add_oauth_token(user))
+    assert datasphere_emulator.iam.subject_of(TokenSource(settings).token()) == user
+    assert "withdrawing OAuth" in caplog.text
+
+
+@pytest.mark.parametrize("base", ["metadata", "key", "token"])
+def test_impersonation(datasphere_emulator: Emulator, make: Make, base: str) -> None:
+    other = datasphere_emulator.iam.add_service_account("other")
+    extra = {
+        "metadata": {},
+        "key": {"service_account_json": key(datasphere_emulator)},
+        "token": {"iam_token": datasphere_emulator.iam_token},
+    }[base]
+    settings = make(impersonate_service_account_id=other, **extra)
+    with pytest.raises(CredentialRefusedError, match="tokenCreator") as raised:
+        TokenSource(settings).token()
+    assert other in str(raised.value)
+    datasphere_emulator.iam.allow_impersonation(datasphere_emulator.service_account_id, other)
+    source = TokenSource(settings)
+    assert datasphere_emulator.iam.subject_of(source.token()) == other
+    assert source.description.startswith(f"service account {other}, impersonated by ")
+    # The impersonated token is renewable even when the one below is not.
+    assert source.token(refused=source.token()) != ""
+
+
+# Credentials that are no good --------------------------------------------------------------------------------------
+
+
+def test_a_key_that_was_deleted(datasphere_emulator: Emulator, make: Make) -> None:
+    source = TokenSource(make(service_account_json=key(datasphere_emulator, id="ajenosuchkey00000000")))
+    with pytest.raises(CredentialRefusedError) as raised:
+        source.token()
+    assert "IAM refuses authorized key ajenosuchkey00000000" in str(raised.value)
+    assert "this machine's clock is wrong (it shows 20" in str(raised.value)
+    assert not raised.value.retryable
+    assert raised.value.code() is grpc.StatusCode.UNAUTHENTICATED
+    # A refusal isn't repeated.
+    assert len(datasphere_emulator.journal.calls("IamToken.Create")) == 1
+
+
+def test_a_wrong_clock(datasphere_emulator: Emulator, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = make(service_account_json=key(datasphere_emulator))
+    now = time.time
+
+    class Clock:
+        time = staticmethod(lambda: now() - 7200)
+        monotonic = staticmethod(time.monotonic)
+
+    monkeypatch.setattr(iam, "time", Clock)
+    with pytest.raises(CredentialRefusedError, match="clock is wrong"):
+        TokenSource(settings).token()
+
+
+def test_a_damaged_key(datasphere_emulator: Emulator, make: Make) -> None:
+    damaged = "-----BEGIN PRIVATE KEY-----\nc2VjcmV0Q2FuYXJ5\n-----END PRIVATE KEY-----\n"
+    with pytest.raises(CredentialRefusedError, match="service_account_json: the private key can't be read") as raised:
+        TokenSource(make(service_account_json=key(datasphere_emulator, private_key=damaged))).token()
+    assert "c2VjcmV0" not in "".join(traceback.format_exception(raised.value))
+
+
+def test_an_iam_token_that_is_refused(datasphere_emulator: Emulator, make: Make) -> None:
+    token = datasphere_emulator.iam_token
+    source = TokenSource(make(iam_token=token))
+    assert source.token() == token
+    assert source.expires_at is None
+    with pytest.raises(CredentialRefusedError, match="expired .* revoked or mistyped") as raised:
+        source.token(refused=token)
+    assert token not in str(raised.value)
+    # It may have been a whim of the service: the next call tries it again.
+    assert source.token() == token
+
+
+def test_an_old_iam_token_says_that_its_end_is_near(
+    make: Make, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = TokenSource(make(iam_token="t1.x"))
+    source.token()
+    assert not caplog.records
+    monkeypatch.setattr(credentials, "STATIC_TOKEN_WARNING_AGE", 0.0)
+    source.token()
+    source.token()
+    assert len([record for record in caplog.records if "lives 12 hours at most" in record.getMessage()]) == 1
+
+
+@pytest.mark.usefixtures("quick")
+def test_nobody_at_the_metadata_address(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("YC_METADATA_ADDR", "127.0.0.1:1")
+    with pytest.raises(CredentialUnavailableError, match="metadata service at 127.0.0.1:1 doesn't answer") as raised:
+        TokenSource(make()).token()
+    assert "service_account_json" in str(raised.value)
+    assert raised.value.retryable
+    assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+@pytest.mark.parametrize("status", [500, 503, 429])
+def test_metadata_service_is_asked_again(datasphere_emulator: Emulator, make: Make, status: int) -> None:
+    datasphere_emulator.faults.inject("metadata.token", status=status, times=2)
+    assert TokenSource(make()).token()
+    assert len(datasphere_emulator.journal.calls("metadata.token")) == 3
+
+
+@pytest.mark.parametrize("status", [403, 404])
+def test_a_machine_without_service_account(datasphere_emulator: Emulator, make: Make, status: int) -> None:
+    datasphere_emulator.faults.inject("metadata.token", status=status, times=1)
+    source = TokenSource(make())
+    with pytest.raises(CredentialRefusedError, match="no service account is attached"):
+        source.token()
+    # Never "down for ever".
+    assert source.token()
+
+
+def test_iam_is_asked_again(datasphere_emulator: Emulator, make: Make) -> None:
+    datasphere_emulator.faults.inject("IamToken.Create", code="UNAVAILABLE", times=2)
+    assert TokenSource(make(service_account_json=key(datasphere_emulator))).token()
+
+
+@pytest.mark.usefixtures("quick")
+def test_iam_that_stays_away(datasphere_emulator: Emulator, make: Make) -> None:
+    datasphere_emulator.faults.inject("IamToken.Create", code="UNAVAILABLE")
+    source = TokenSource(make(service_account_json=key(datasphere_emulator)))
+    with pytest.raises(CredentialUnavailableError, match="IAM at localhost:.* doesn't answer: UNAVAILABLE"):
+        source.token()
+    datasphere_emulator.faults.clear()
+    assert source.token()
+
+
+def test_a_caller_waits_no_longer_than_its_own_deadline(datasphere_emulator: Emulator, make: Make) -> None:
+    datasphere_emulator.faults.inject("IamToken.Create", hang=True)
+    source = TokenSource(make(service_account_json=key(datasphere_emulator)))
+    begun = time.monotonic()
+    with pytest.raises(CredentialUnavailableError, match="within 0.2 seconds"):
+        source.token(timeout=0.2)
+    with pytest.raises(CredentialUnavailableError, match="within 0.2 seconds"):
+        asyncio.run(source.atoken(timeout=0.2))
+    assert time.monotonic() - begun < 3.0
+    datasphere_emulator.faults.clear()
+    assert source.token()
+
+
+def test_errors_survive_pickling() -> None:
+    for kind in (CredentialError, CredentialRefusedError, CredentialUnavailableError):
+        again = pickle.loads(pickle.dumps(kind("what happened")))
+        assert type(again) is kind
+        assert (str(again), again.details(), again.code()) == ("what happened", "what happened", kind("").code())
+
+
+# Renewal -----------------------------------------------------------------------------------------------------------
+
+
+def test_renewed_ahead_of_its_end(datasphere_emulator: Emulator, make: Make) -> None:
+    datasphere_emulator.iam.token_lifetime = 2.0
+    source = TokenSource(make(service_account_json=key(datasphere_emulator)))
+    seen: dict[str, float] = {}
+    end = time.time() + 5
+    while time.time() < end:
+        token = source.token()
+        seen.setdefault(token, time.time())
+        assert time.time() < datasphere_emulator.iam.expires_at(token)
+        time.sleep(0.02)
+    tokens = list(seen)
+    assert len(tokens) == len(datasphere_emulator.journal.calls("IamToken.Create"))
+    assert len(tokens) >= 3
+    # Each successor was there while the one before it was still good.
+    for before, after in zip(tokens, tokens[1:], strict=False):
+        assert seen[after] < datasphere_emulator.iam.expires_at(before)
+
+
+def test_a_failed_early_renewal_goes_on_with_the_old_token(
+    datasphere_emulator: Emulator,
+    make: Make,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(iam, "FETCH_SECONDS", 0.1)
+    monkeypatch.setattr(credentials, "RENEW_SHARE", 1.0)  # renewal is due at once
+    monkeypatch.setattr(credentials, "RENEWAL_PAUSE", 0.3)
+    datasphere_emulator.iam.token_lifetime = 60.0
+    source = TokenSource(make(service_account_json=key(datasphere_emulator)))
+    token = source.token()
+    datasphere_emulator.faults.inject("IamToken.Create", code="UNAVAILABLE")
+    deadline = time.monotonic() + 10
+    while "can't be renewed yet" not in caplog.text and time.monotonic() < deadline:
+        assert source.token() == token
+        time.sleep(0.01)
+    assert "can't be renewed yet, the old one goes on" in caplog.text
+    assert token not in caplog.text
+    datasphere_emulator.faults.clear()
+    while source.token() == token and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert source.token() != token
+
+
+def test_a_revoked_token_is_replaced_in_the_middle(datasphere_emulator: Emulator, make: Make) -> None:
+    channels = Channels(make(service_account_json=key(datasphere_emulator)))
+    assert whose(channels, datasphere_emulator) == datasphere_emulator.service_account_id
+    datasphere_emulator.iam.revoke()
+    assert whose(channels, datasphere_emulator) == datasphere_emulator.service_account_id
+    codes = [call.code for call in datasphere_emulator.journal.calls("Project.Get")]
+    assert codes == ["OK", "UNAUTHENTICATED", "OK"]
+    channels.close()
+
+
+def test_threads_share_one_fetch(datasphere_emulator: Emulator, make: Make) -> None:
+    datasphere_emulator.faults.inject("IamToken.Create", delay=0.3)
+    source = TokenSource(make(service_account_json=key(datasphere_emulator)))
+    with ThreadPoolExecutor(32) as pool:
+        tokens = set(pool.map(lambda _: source.token(), range(200)))
+    assert len(tokens) == 1
+    assert len(datasphere_emulator.journal.calls("IamToken.Create")) == 1
+
+
+async def test_coroutines_share_one_fetch_and_one_thread(datasphere_emulator: Emulator, make: Make) -> None:
+    datasphere_emulator.faults.inject("IamToken.Create", delay=0.3)
+    source = TokenSource(make(service_account_json=key(datasphere_emulator)))
+    before = threading.active_count()
+    waiting = [asyncio.create_task(source.atoken()) for _ in range(1000)]
+    lags = []
+    while not all(task.done() for task in waiting):
+        begun = time.monotonic()
+        await asyncio.sleep(0.01)
+        lags.append(time.monotonic() - begun)
+        assert threading.active_count() <= before + 1
+    assert len({task.result() for task in waiting}) == 1
+    assert len(datasphere_emulator.journal.calls("IamToken.Create")) == 1
+    # The loop went on turning while the token was fetched.
+    assert len(lags) > 10
+
+
+async def test_a_cancelled_waiter_takes_nothing_from_the_others(datasphere_emulator: Emulator, make: Make) -> None:
+    datasphere_emulator.faults.inject("IamToken.Create", delay=0.2)
+    source = TokenSource(make(service_account_json=key(datasphere_emulator)))
+    first, second = asyncio.create_task(source.atoken()), asyncio.create_task(source.atoken())
+    await asyncio.sleep(0.05)
+    first.cancel()
+    assert await second
+    assert len(datasphere_emulator.journal.calls("IamToken.Create")) == 1
+
+
+async def test_a_thousand_triggers_through_many_expiries(datasphere_emulator: Emulator, make: Make) -> None:
+    """One fetch per expiry, and no call ever carries a token past its end."""
+    datasphere_emulator.iam.token_lifetime = 3.0
+    settings = make(service_account_json=key(datasphere_emulator))
+    end = time.monotonic() + 8.0
+    project = GetProjectRequest(project_id=datasphere_emulator.project_id)
+
+    async def trigger() -> None:
+        channels = AsyncChannels.shared(settings)
+        await asyncio.sleep(random.random() * 2)
+        while time.monotonic() < end:
+            await channels.unary("projects", "Get", project, timeout=30)
+            await asyncio.sleep(4.0)
+
+    await asyncio.gather(*(trigger() for _ in range(1000)))
+    calls = datasphere_emulator.journal.calls("Project.Get")
+    assert len(calls) >= 2000
+    assert {call.code for call in calls} == {"OK"}
+    fetches = len(datasphere_emulator.journal.calls("IamToken.Create"))
+    assert 3 <= fetches <= 8.0 / 3.0 / (1 - credentials.RENEW_SHARE) + 3
+    assert len({call.token for call in calls}) == fetches
+    await AsyncChannels.shared(settings).close()
+
+
+# Sharing -----------------------------------------------------------------------------------------------------------
+
+
+def test_connections_never_share_a_token(datasphere_emulator: Emulator, make: Make) -> None:
+    other = datasphere_emulator.iam.add_service_account("other")
+    datasphere_emulator.iam.set_role(other, datasphere_emulator.project_id, "viewer")
+    first = Channels(make(service_account_json=key(datasphere_emulator)))
+    second = Channels(make(service_account_json=json.dumps(datasphere_emulator.iam.create_key(other))))
+    for _ in range(3):
+        assert whose(first, datasphere_emulator) == datasphere_emulator.service_account_id
+        assert whose(second, datasphere_emulator) == other
+    first.close()
+    second.close()
+
+
+def test_equal_connections_share_one(datasphere_emulator: Emulator, make: Make) -> None:
+    settings = make(service_account_json=key(datasphere_emulator))
+    again = make(service_account_json=key(datasphere_emulator))
+    assert TokenSource.shared(settings) is TokenSource.shared(again)
+    assert TokenSource.shared(settings) is not TokenSource.shared(make())
+
+
+def test_listeners_see_each_token_before_its_use(datasphere_emulator: Emulator, make: Make) -> None:
+    heard: list[str] = []
+    willing = False
+
+    def listener(token: str) -> bool:
+        heard.append(token)
+        return willing
+
+    source = TokenSource(make(service_account_json=key(datasphere_emulator)))
+    source.listen(listener)
+    source.listen(listener)
+    first = source.token()
+    assert heard == [first]
+    willing = True
+    source.token()
+    assert heard == [first, first]  # "not here" the first time
+    source.token()
+    assert heard == [first, first]
+    second = source.token(refused=first)
+    assert heard[-1] == second != first
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_can_fetch(datasphere_emulator: Emulator, make: Make) -> None:
+    source = TokenSource(make())
+    datasphere_emulator.faults.inject("metadata.token", delay=0.5, times=1)
+    source._flying()  # the parent is in the middle of a fetch, which the child will never see end
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if source.token(timeout=10) else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert source.token()
+
+
+def test_no_secret_in_repr(datasphere_emulator: Emulator, make: Make) -> None:
+    source = TokenSource(make(service_account_json=key(datasphere_emulator)))
+    token = source.token()
+    assert token not in repr(source)
+    assert token not in repr(source._held)
+    assert token not in repr(iam.IssuedToken(token, None))
