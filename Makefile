@@ -51,10 +51,10 @@ test: setup ## Run all tests; PYTEST_ARGS='-k fork -x' picks some
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 demo: setup ## Fork a job on a real Airflow against the emulator and show its log and result
-	@$(BIN)/python tools/demo.py
+	@PYTHONPATH=tests $(BIN)/python tools/demo.py
 
 demo-ui: setup ## The same, with Airflow's pages left running until Ctrl-C
-	@$(BIN)/python tools/demo.py --ui
+	@PYTHONPATH=tests $(BIN)/python tools/demo.py --ui
 
 wheel: setup ## Build the wheel into dist/
 	@$(BIN)/uv build --wheel --quiet --out-dir dist .

@@ -67,7 +67,7 @@ def task_state(ti: Any) -> str | None:
     :param ti: anything with ``dag_id``, ``run_id``, ``task_id`` and ``map_index``.
     """
     if not AIRFLOW_V_3_0_PLUS:
-        from airflow.models.taskinstance import TaskInstance  # type: ignore[attr-defined]
+        from airflow.models.taskinstance import TaskInstance
         from airflow.utils.session import create_session
 
         with create_session() as session:

@@ -1,4 +1,4 @@
-"""Inputs from anywhere: what ``vars`` names — local path, object-store URI, another job's output — made ready to upload."""
+"""Inputs from anywhere: local path, object-store URI or another job's output, made ready to upload."""
 
 from __future__ import annotations
 

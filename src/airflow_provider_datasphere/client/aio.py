@@ -16,8 +16,8 @@ from yandex.cloud.datasphere.v2.jobs import project_job_service_pb2
 from yandex.cloud.operation import operation_service_pb2
 
 from airflow_provider_datasphere.client.errors import DataSphereError
-from airflow_provider_datasphere.client.jobs import WRITE_DEADLINE, call_error, code_name
 from airflow_provider_datasphere.client.logs import DRAIN_WINDOW, LogTail
+from airflow_provider_datasphere.client.service import WRITE_DEADLINE, call_error, code_name
 from airflow_provider_datasphere.client.waiting import READ_DEADLINE, Ended, Look, Waiting
 from airflow_provider_datasphere.client.watch import STREAM_DEADLINE, Emit, Narrator
 

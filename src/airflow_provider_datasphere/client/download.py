@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from yandex.cloud.datasphere.v2.jobs import jobs_pb2
 
-    from airflow_provider_datasphere.client.jobs import DataSphereClient
+    from airflow_provider_datasphere.client.service import JobService
 
 #: How many files are on their way at once.
 MAX_PARALLEL = 8
@@ -48,7 +48,7 @@ class _Item:
 
 
 def download_job_files(
-    client: DataSphereClient,
+    client: JobService,
     job_id: str,
     *,
     with_logs: bool = False,
@@ -59,7 +59,7 @@ def download_job_files(
     max_parallel: int = MAX_PARALLEL,
     progress_interval: float = 5.0,
     stop: Event | None = None,
-    log: logging.Logger | None = None,
+    log: Any = None,
 ) -> list[dict[str, Any]]:
     """Download the files of an ended job.
 
@@ -129,12 +129,12 @@ def _is_archive(file: jobs_pb2.File) -> bool:
 class _Download:
     def __init__(
         self,
-        client: DataSphereClient,
+        client: JobService,
         job_id: str,
         place: Destination,
         parallel: int,
         stop: Event,
-        log: logging.Logger,
+        log: Any,
     ) -> None:
         self._client, self._job_id, self._place, self._stop, self._log = client, job_id, place, stop, log
         self._parallel = parallel

@@ -6,7 +6,7 @@ import hashlib
 import queue
 from pathlib import Path
 from threading import Event, Lock, Thread
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from airflow_provider_datasphere.client.destinations import LocalPart, Part
 from airflow_provider_datasphere.client.errors import ResultsError
@@ -14,11 +14,9 @@ from airflow_provider_datasphere.client.http import Http, StoppedError, Transfer
 from airflow_provider_datasphere.client.links import Link
 
 if TYPE_CHECKING:
-    import logging
-
     from yandex.cloud.datasphere.v2.jobs import jobs_pb2
 
-    from airflow_provider_datasphere.client.jobs import DataSphereClient
+    from airflow_provider_datasphere.client.service import JobService
 
 #: How often a file is fetched anew from its beginning because its content is wrong.
 WHOLE_TRIES = 3
@@ -32,7 +30,7 @@ class Fetcher:
     :param stop: set from outside to end what is under way.
     """
 
-    def __init__(self, http: Http, stop: Event, log: logging.Logger) -> None:
+    def __init__(self, http: Http, stop: Event, log: Any) -> None:
         self._http, self._stop, self._log = http, stop, log
         self._lock = Lock()
         self._received = 0
@@ -111,7 +109,7 @@ class Fetcher:
             raise StoppedError("the download was told to stop")
 
 
-def fetch_file(client: DataSphereClient, job_id: str, file: jobs_pb2.File, target: Path, log: logging.Logger) -> None:
+def fetch_file(client: JobService, job_id: str, file: jobs_pb2.File, target: Path, log: Any) -> None:
     """Fetch one file of a job to ``target``, checked; the archive of a directory stays packed.
 
     :raises ResultsError: it can't be had as the job recorded it.

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from airflow_provider_datasphere.client.errors import JobRequestError
 
@@ -245,7 +245,7 @@ def overrides_message(plan: ForkPlan, inputs: Sequence[JobInput]) -> jobs_pb2.Jo
                 desc=jobs_pb2.FileDesc(path=job_input.path, var=job_input.var),
                 sha256=job_input.sha256,
                 size_bytes=job_input.size_bytes,
-                compression_type=job_input.compression_type,
+                compression_type=cast("jobs_pb2.FileCompressionType.ValueType", job_input.compression_type),
             )
             for job_input in inputs
         ],

@@ -31,6 +31,8 @@ PROGRESS_BYTES = 1024 * 1024
 
 _TRANSIENT_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504, 509})
 _REFUSED_URL_STATUSES = frozenset({401, 403})
+# S3 gives these with HTTP 400: what arrived isn't what was announced, or arrived too slowly.
+_TRANSIENT_CODES = ("BadDigest", "IncompleteBody", "RequestTimeout", "XAmzContentSHA256Mismatch")
 
 
 class TransferError(Exception):
@@ -212,7 +214,8 @@ class Http:
             text = ""
         response.close()
         answer = f"{host_of(url)} answered {response.status} {response.reason or ''}".rstrip() + _storage_message(text)
-        if response.status in _TRANSIENT_STATUSES or response.status >= 500:
+        transient_code = any(f"<Code>{code}</Code>" in text for code in _TRANSIENT_CODES)
+        if transient_code or response.status in _TRANSIENT_STATUSES or response.status >= 500:
             raise TransientError(answer)
         if response.status in _REFUSED_URL_STATUSES:
             raise UrlRefusedError(answer)

@@ -23,8 +23,8 @@ from airflow_provider_datasphere.client.submit import Submission, execute, submi
 
 if TYPE_CHECKING:
     from airflow_provider_datasphere.client.fork import ForkRequest
-    from airflow_provider_datasphere.client.jobs import DataSphereClient
     from airflow_provider_datasphere.client.reporting import Reporter
+    from airflow_provider_datasphere.client.service import JobService
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ def decide(jobs: Sequence[jobs_pb2.Job], key: Key, *, uploaded: str | None, has_
     return Found(spent[-1] if spent else None, Move.FORK, len(spent))
 
 
-def search(client: DataSphereClient, project_id: str, key: Key, source_job_id: str) -> list[jobs_pb2.Job]:
+def search(client: JobService, project_id: str, key: Key, source_job_id: str) -> list[jobs_pb2.Job]:
     """All jobs of a key, oldest first (RPC ``List``, in whatever order it answers).
 
     :raises JobInfrastructureError: the search couldn't be finished; that is not the same as finding nothing.
@@ -120,7 +120,7 @@ def search(client: DataSphereClient, project_id: str, key: Key, source_job_id: s
 
 
 def obtain(
-    client: DataSphereClient,
+    client: JobService,
     request: ForkRequest,
     submission: Submission,
     key: Key,
@@ -228,7 +228,7 @@ def differences(request: ForkRequest, job: jobs_pb2.Job) -> list[str]:
 
 
 def _earlier_jobs(
-    client: DataSphereClient, request: ForkRequest, key: Key, written: dict[str, Any] | None
+    client: JobService, request: ForkRequest, key: Key, written: dict[str, Any] | None
 ) -> tuple[list[jobs_pb2.Job], jobs_pb2.Job | None]:
     """The key's jobs, and the source job where it was read on the way."""
     if written is not None and written.get("job_id"):
@@ -251,7 +251,7 @@ def _earlier_jobs(
     return search(client, project_id or "", key, request.source_job_id), source
 
 
-def _created_only(client: DataSphereClient, request: ForkRequest, key: Key) -> str | None:
+def _created_only(client: JobService, request: ForkRequest, key: Key) -> str | None:
     """A job of this key that has not been executed: the effect of a Clone whose answer was lost."""
     source = client.get(request.source_job_id)
     jobs = search(client, source.project_id, key, request.source_job_id)
@@ -264,7 +264,7 @@ def _has_inputs(request: ForkRequest, jobs: Sequence[jobs_pb2.Job], source: jobs
     return any(var in inputs for var in request.vars)
 
 
-def _base_desc(client: DataSphereClient, request: ForkRequest, source: jobs_pb2.Job | None) -> str:
+def _base_desc(client: JobService, request: ForkRequest, source: jobs_pb2.Job | None) -> str:
     if request.desc is not None:
         return request.desc
     return (source or client.get(request.source_job_id)).desc

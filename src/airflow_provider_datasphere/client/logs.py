@@ -174,13 +174,13 @@ class LogTail:
             refused = code in _REFUSED
             if self._ended_at is not None:
                 given_up = self.overdue or (refused and self._failures > 2)
-                return None if given_up else min(2.0, 0.1 * 2 ** min(self._failures, 6))
+                return None if given_up else min(2.0, 0.1 * 2.0 ** min(self._failures, 6))
             # A refusal isn't healed by asking often; anything else may be a passing break.
-            return 15.0 if refused else min(5.0, 0.2 * 2 ** min(self._failures, 6))
+            return 15.0 if refused else min(5.0, 0.2 * 2.0 ** min(self._failures, 6))
         if self._ended_at is None:
             # The service may end the stream while the job runs. Ask again, less and less often while nothing comes.
             self._failures = 0 if news else self._failures + 1
-            return min(5.0, 0.1 * 2 ** min(self._failures, 6))
+            return min(5.0, 0.1 * 2.0 ** min(self._failures, 6))
         if not self._opened_after_end:
             return 0.0  # read once more from here, now that everything has been written
         if news:

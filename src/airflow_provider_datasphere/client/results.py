@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from datetime import datetime, timezone
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from airflow_provider_datasphere.client.errors import JobRequestError, ResultsError
 from airflow_provider_datasphere.client.outcome import TERMINAL, status_name
 
 if TYPE_CHECKING:
-    import logging
     from collections.abc import Sequence
 
     from yandex.cloud.datasphere.v2.jobs import jobs_pb2
@@ -61,7 +60,7 @@ def downloadable(
     *,
     with_logs: bool,
     with_diagnostics: bool,
-    log: logging.Logger,
+    log: Any,
 ) -> list[JobFile]:
     """The files of ``job`` to download.
 

@@ -29,16 +29,16 @@ from airflow_provider_datasphere.client.fork import (
     parse_ttl,
     plan_fork,
 )
-from airflow_provider_datasphere.client.jobs import WRITE_DEADLINE, call_error, code_name, duration
 from airflow_provider_datasphere.client.outcome import TERMINAL, JobHandle
+from airflow_provider_datasphere.client.service import WRITE_DEADLINE, call_error, code_name, duration
 from airflow_provider_datasphere.client.upload import JobInput, UploadUrlExpired, local_input, upload_inputs
 from airflow_provider_datasphere.client.waiting import TRANSIENT
 
 if TYPE_CHECKING:
     from yandex.cloud.operation import operation_pb2
 
-    from airflow_provider_datasphere.client.jobs import DataSphereClient
     from airflow_provider_datasphere.client.reporting import Reporter
+    from airflow_provider_datasphere.client.service import JobService
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ class Submission:
 
 
 def submit(
-    client: DataSphereClient, request: ForkRequest, submission: Submission, *, source: jobs_pb2.Job | None = None
+    client: JobService, request: ForkRequest, submission: Submission, *, source: jobs_pb2.Job | None = None
 ) -> JobHandle:
     """Fork and run.
 
@@ -96,9 +96,7 @@ def submit(
     return _Submitter(client, request, submission).run(source)
 
 
-def execute(
-    client: DataSphereClient, job_id: str, key: str, logger: Reporter = log, *, may_run: bool = False
-) -> JobHandle:
+def execute(client: JobService, job_id: str, key: str, logger: Reporter = log, *, may_run: bool = False) -> JobHandle:
     """Run a cloned job (RPC ``Execute``); on a running job this returns the running operation.
 
     :param key: see :class:`Submission`.
@@ -139,7 +137,7 @@ def execute(
 
 
 class _Submitter:
-    def __init__(self, client: DataSphereClient, request: ForkRequest, submission: Submission) -> None:
+    def __init__(self, client: JobService, request: ForkRequest, submission: Submission) -> None:
         self._client = client
         self._request = request
         self._submission = submission
@@ -274,7 +272,7 @@ class _Submitter:
 
 
 class _Backoff:
-    def __init__(self, client: DataSphereClient) -> None:
+    def __init__(self, client: JobService) -> None:
         self._client = client
         self._unclear = 0
         self._refused = 0

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Lock
-from typing import TYPE_CHECKING, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from airflow_provider_datasphere.client.archive import require_regular_file, zip_directory
 from airflow_provider_datasphere.client.errors import DataSphereError, JobRequestError
@@ -25,7 +25,6 @@ from airflow_provider_datasphere.client.http import (
 )
 
 if TYPE_CHECKING:
-    import logging
     from collections.abc import Callable, Iterator, Sequence
 
     from yandex.cloud.datasphere.v2.jobs import jobs_pb2
@@ -120,7 +119,7 @@ def upload_inputs(
     inputs: Sequence[JobInput],
     upload_files: Sequence[jobs_pb2.StorageFile],
     http: Http,
-    log: logging.Logger,
+    log: Any,
     *,
     stop: Event | None = None,
 ) -> None:
@@ -175,7 +174,7 @@ def _input_for(file: jobs_pb2.File, inputs: Sequence[JobInput]) -> JobInput:
     )
 
 
-def _upload(job_input: JobInput, url: str, http: Http, log: logging.Logger, stop: Event, meter: _Meter) -> None:
+def _upload(job_input: JobInput, url: str, http: Http, log: Any, stop: Event, meter: _Meter) -> None:
     name = job_input.var or job_input.path
 
     def send() -> None:

@@ -17,16 +17,16 @@ from yandex.cloud.datasphere.v2.jobs import project_job_service_pb2
 from yandex.cloud.operation import operation_service_pb2
 
 from airflow_provider_datasphere.client.errors import DataSphereError
-from airflow_provider_datasphere.client.jobs import Interrupted, code_name
 from airflow_provider_datasphere.client.logs import DRAIN_WINDOW, LogLine, LogTail
 from airflow_provider_datasphere.client.outcome import JobHandle, execute_metadata, status_name
+from airflow_provider_datasphere.client.service import Interrupted, code_name
 from airflow_provider_datasphere.client.waiting import READ_DEADLINE, Ended, Look, Waiting
 
 if TYPE_CHECKING:
     from yandex.cloud.operation import operation_pb2
 
-    from airflow_provider_datasphere.client.jobs import DataSphereClient
     from airflow_provider_datasphere.client.reporting import Reporter
+    from airflow_provider_datasphere.client.service import JobService
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ STREAM_DEADLINE = 3600.0
 
 
 def watch(
-    client: DataSphereClient,
+    client: JobService,
     handle: JobHandle,
     *,
     poll_interval: float = 10.0,
@@ -51,7 +51,7 @@ def watch(
     :param emit: gets each line of the job's log, all of them before this returns; ``None`` reads no log.
     :return: what the service says of the ended job; :func:`.outcome.judge` makes a result of it.
     :raises JobLostError: the job is out of sight.
-    :raises Interrupted: :meth:`DataSphereClient.interrupt` was called.
+    :raises Interrupted: :meth:`JobService.interrupt` was called.
     """
     waiting = Waiting(handle, poll_interval=poll_interval, link=link)
     narrator = Narrator(logger)
@@ -71,7 +71,7 @@ def watch(
 
 
 def look(
-    client: DataSphereClient,
+    client: JobService,
     handle: JobHandle,
     waiting: Waiting,
     narrator: Narrator,
@@ -132,7 +132,7 @@ class Narrator:
             self._logger.warning("%s failed: %s: %s; trying again.", look.value, code, details or "no details")
 
 
-def _pause(client: DataSphereClient, waiting: Waiting, reader: _LogReader | None) -> None:
+def _pause(client: JobService, waiting: Waiting, reader: _LogReader | None) -> None:
     """Sleep until the next look is due, or the end of the log stream hints that it is.
 
     :raises Interrupted:
@@ -153,7 +153,7 @@ def _pause(client: DataSphereClient, waiting: Waiting, reader: _LogReader | None
 class _LogReader:
     """Reads a job's log in a thread of its own; never lets an error out."""
 
-    def __init__(self, client: DataSphereClient, job_id: str, emit: Emit, logger: Reporter) -> None:
+    def __init__(self, client: JobService, job_id: str, emit: Emit, logger: Reporter) -> None:
         self.tail = LogTail()
         #: Set when the stream ended, and when the client is interrupted.
         self.hint = threading.Event()

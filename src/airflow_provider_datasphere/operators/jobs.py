@@ -161,7 +161,7 @@ class ForkJobOperator(BaseOperator):
     # The task ----------------------------------------------------------------------------------------------------
 
     def execute(self, context: Context) -> str:
-        from airflow_provider_datasphere.client.jobs import Interrupted
+        from airflow_provider_datasphere.client.service import Interrupted
 
         self._context = context
         try:
@@ -459,8 +459,8 @@ class CancelJobOperator(BaseOperator):
 
     def _is_over(self, client: DataSphereClient, error: Exception) -> bool:
         """Whether the refusal means that the job is gone, or ended between the look and the call."""
-        from airflow_provider_datasphere.client.jobs import code_name
         from airflow_provider_datasphere.client.outcome import TERMINAL
+        from airflow_provider_datasphere.client.service import code_name
 
         code = code_name(error.__cause__)  # type: ignore[arg-type]
         if code == "NOT_FOUND":

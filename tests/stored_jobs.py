@@ -1,0 +1,74 @@
+"""Ended jobs with any files, even such as no honest service would have, in a running emulator."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from typing import TYPE_CHECKING
+
+from airflow_provider_datasphere.client.http import Http
+from airflow_provider_datasphere.client.jobs import DataSphereClient
+from airflow_provider_datasphere.client.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+    from datasphere_emulator import Emulator
+
+
+def client_of(emulator: Emulator, **http: Any) -> DataSphereClient:
+    """A client that gives up soon; ``http`` changes its ``Http`` further."""
+    client = DataSphereClient(Settings.from_extra(emulator.connection_extra()))
+    quick = {"attempts": 3, "backoff": 0.01, "max_backoff": 0.02, "read_timeout": 5.0}
+    client.http = Http(client.settings.root_certificates, **{**quick, **http})
+    return client
+
+
+def ended_job(emulator: Emulator, files: Mapping[str, bytes] | None = None, **fields: Any) -> str:
+    """A job that has ended, with these outputs."""
+    from datasphere_emulator import Script
+
+    job_id = emulator.create_scripted_job(Script(**fields), execute=True)
+    emulator.wait_job(job_id, None)
+    for path, content in (files or {}).items():
+        add_output(emulator, job_id, path, content)
+    return job_id
+
+
+def add_output(
+    emulator: Emulator,
+    job_id: str,
+    path: str,
+    content: bytes,
+    *,
+    var: str = "",
+    archive: bool = False,
+    kind: str = "output_files",
+    **recorded: Any,
+) -> None:
+    """Give an ended job one more file.
+
+    :param recorded: fields of ``File`` that don't tell the truth.
+    """
+    from yandex.cloud.datasphere.v2.jobs import jobs_pb2
+
+    core = emulator.core
+    record = core.registry.find(job_id)
+    sha256, size = core.storage.put_bytes(record.job.project_id, content)
+    fields = {"sha256": sha256, "size_bytes": size, **recorded}
+    compression = jobs_pb2.ZIP if archive else jobs_pb2.NONE
+    desc = jobs_pb2.FileDesc(path=path, var=var)
+    getattr(record.job, kind).append(jobs_pb2.File(desc=desc, compression_type=compression, **fields))
+
+
+def zipped(files: Mapping[str, bytes], compression: int = zipfile.ZIP_STORED) -> bytes:
+    """A zip file with these entries, under exactly these names."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", compression) as archive:
+        for name, content in files.items():
+            info = zipfile.ZipInfo(name)
+            info.filename = name  # as it is, even if zipfile would tidy it
+            info.external_attr = 0o644 << 16
+            archive.writestr(info, content, compress_type=compression)
+    return buffer.getvalue()
