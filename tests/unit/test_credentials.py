@@ -12,6 +12,7 @@ import time
 import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -132,13 +133,7 @@ def test_a_key_that_was_deleted(datasphere_emulator: Emulator, make: Make) -> No
 
 def test_a_wrong_clock(datasphere_emulator: Emulator, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = make(service_account_json=key(datasphere_emulator))
-    now = time.time
-
-    class Clock:
-        time = staticmethod(lambda: now() - 7200)
-        monotonic = staticmethod(time.monotonic)
-
-    monkeypatch.setattr(iam, "time", Clock)
+    monkeypatch.setattr(iam, "time", SimpleNamespace(time=lambda: time.time() - 7200))
     with pytest.raises(CredentialRefusedError, match="clock is wrong"):
         TokenSource(settings).token()
 
@@ -240,10 +235,10 @@ def test_errors_survive_pickling() -> None:
 
 
 def test_renewed_ahead_of_its_end(datasphere_emulator: Emulator, make: Make) -> None:
-    datasphere_emulator.iam.token_lifetime = 2.0
+    datasphere_emulator.iam.token_lifetime = 1.5
     source = TokenSource(make(service_account_json=key(datasphere_emulator)))
     seen: dict[str, float] = {}
-    end = time.time() + 5
+    end = time.time() + 4
     while time.time() < end:
         token = source.token()
         seen.setdefault(token, time.time())
@@ -330,24 +325,29 @@ async def test_a_cancelled_waiter_takes_nothing_from_the_others(datasphere_emula
 
 async def test_a_thousand_triggers_through_many_expiries(datasphere_emulator: Emulator, make: Make) -> None:
     """One fetch per expiry, and no call ever carries a token past its end."""
-    datasphere_emulator.iam.token_lifetime = 3.0
+    datasphere_emulator.iam.token_lifetime = 2.5
     settings = make(service_account_json=key(datasphere_emulator))
-    end = time.monotonic() + 8.0
+    end = time.monotonic() + 6.0
     project = GetProjectRequest(project_id=datasphere_emulator.project_id)
 
     async def trigger() -> None:
         channels = AsyncChannels.shared(settings)
         await asyncio.sleep(random.random() * 2)
         while time.monotonic() < end:
-            await channels.unary("projects", "Get", project, timeout=30)
-            await asyncio.sleep(4.0)
+            try:
+                await channels.unary("projects", "Get", project, timeout=30)
+            except grpc.RpcError as error:
+                # A server with too many streams at once turns some away unread.
+                assert error.code() is grpc.StatusCode.UNAVAILABLE, error
+            await asyncio.sleep(2.0)
 
     await asyncio.gather(*(trigger() for _ in range(1000)))
     calls = datasphere_emulator.journal.calls("Project.Get")
     assert len(calls) >= 2000
     assert {call.code for call in calls} == {"OK"}
     fetches = len(datasphere_emulator.journal.calls("IamToken.Create"))
-    assert 3 <= fetches <= 8.0 / 3.0 / (1 - credentials.RENEW_SHARE) + 3
+    took = calls[-1].time - calls[0].time
+    assert took / 2.5 - 1 <= fetches <= took / 2.5 / (1 - credentials.RENEW_SHARE) + 2
     assert len({call.token for call in calls}) == fetches
     await AsyncChannels.shared(settings).close()
 

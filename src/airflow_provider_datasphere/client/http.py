@@ -178,7 +178,7 @@ class Http:
             mark = received()
 
         def wait(state: tenacity.RetryCallState) -> float:
-            delays = tenacity.wait_exponential_jitter(initial=self.backoff, max=self.max_backoff, jitter=self.backoff)
+            delays = tenacity.wait_exponential(self.backoff, self.max_backoff) + tenacity.wait_random(0, self.backoff)
             repeated = tenacity.RetryCallState(state.retry_object, state.fn, state.args, state.kwargs)
             repeated.attempt_number = row
             return delays(repeated)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -144,7 +143,6 @@ def _read_certificates(path: str) -> bytes:
     return pem
 
 
-@lru_cache(maxsize=256)
 def _proxy_options(target: str) -> tuple[tuple[str, Any], ...]:
     """The proxy that the environment names for a target, by the rules of everything else in Python.
 

@@ -45,7 +45,7 @@ class DataSphereJobTrigger(BaseTrigger):
         on_kill_action: killing.OnKillAction = "keep",
         link: str | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.job_id = job_id
         self.operation_id = operation_id
         self.datasphere_conn_id = datasphere_conn_id

@@ -108,7 +108,7 @@ def test_empty_name_may_stay_empty(client: Client, emulator: Emulator) -> None:
     [
         (
             {"arguments": [Arguments(name="C", value="1")]},
-            "Argument 'C' is not present in the source job. It has: A, B.",
+            "Argument 'C' is not present in the source job. It has: A, B",
         ),
         ({"input_files": [jobs_pb2.File(desc=jobs_pb2.FileDesc(path="x", var="OUT"))]}, "Input variable 'OUT'"),
         ({"input_files": [jobs_pb2.File(desc=jobs_pb2.FileDesc(path="in.txt"))]}, "Input variable ''"),
