@@ -37,6 +37,13 @@ def parser() -> argparse.ArgumentParser:
     )
     serve.add_argument("--public-host", default="localhost", help="host name that clients use (default: %(default)s)")
     serve.add_argument(
+        "--certificate-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a further name that the certificate is good for; may be repeated",
+    )
+    serve.add_argument(
         "--state-dir",
         type=Path,
         help="keep everything here, and go on with it at the next start (default: a temporary folder)",
@@ -79,6 +86,7 @@ def main(arguments: list[str] | None = None) -> int:
         http_port=options.http_port,
         metadata_port=options.metadata_port,
         public_host=options.public_host,
+        certificate_hosts=options.certificate_host,
         keep_programs=options.state_dir is not None,
     )
     try:

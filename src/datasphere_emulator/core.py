@@ -102,6 +102,7 @@ class Core:
 
     def start(self) -> None:
         """Go on with jobs that were running."""
+        self.iam.audiences = (f"https://iam.{self.endpoint}/iam/v1/tokens",)
         self._save_iam()
         self._iam_saver = asyncio.get_running_loop().create_task(self._keep_saving_iam())
         self.registry.resume()

@@ -19,7 +19,7 @@ from datasphere_emulator.settings import Settings
 from datasphere_emulator.tls import Certificates, ensure_certificates
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from types import TracebackType
 
     from typing_extensions import Self
@@ -44,6 +44,8 @@ class Emulator:
     :param host: address to listen on.
     :param port: of gRPC; 0 for any free one. The same for ``http_port`` and ``metadata_port``.
     :param public_host: name in the addresses that the emulator tells clients, and in its certificate.
+    :param certificate_hosts: further names that the certificate is good for, such as ``*.api.cloud.yandex.net`` where
+        the real hosts are redirected to the emulator.
     :param keep_programs: let programs outlive this process; the next emulator on ``state_dir`` goes on with them.
     """
 
@@ -58,13 +60,14 @@ class Emulator:
         http_port: int = 0,
         metadata_port: int = 0,
         public_host: str = "localhost",
+        certificate_hosts: Iterable[str] = (),
         keep_programs: bool = False,
     ) -> None:
         self.settings = settings or Settings()
         self.faults = Faults()
         self._temporary = state_dir is None
         self.state_dir = Path(tempfile.mkdtemp(prefix="datasphere-emulator-") if state_dir is None else state_dir)
-        self.state_dir.mkdir(parents=True, exist_ok=True)
+        self.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.journal = Journal(None if self._temporary else self.state_dir / "journal.jsonl")
         self._host = host
         self._public_host = public_host
@@ -72,7 +75,7 @@ class Emulator:
         self._keep_programs = keep_programs
         self._certificates: Certificates | None = None
         if tls:
-            self._certificates = ensure_certificates(self.state_dir / "tls", public_host)
+            self._certificates = ensure_certificates(self.state_dir / "tls", (public_host, *certificate_hosts))
         self._core: Core | None = None
         self._iam: Iam | None = None
         self._key: dict[str, str] | None = None

@@ -84,6 +84,8 @@ class Iam:
     ) -> None:
         self._lock = threading.RLock()
         self.token_lifetime = token_lifetime
+        #: Audiences that a JWT may name besides the service's own; `yandexcloud` names the endpoint it was given.
+        self.audiences: tuple[str, ...] = ()
         self._accounts: dict[str, Account] = {}
         self._tokens: dict[str, Token] = {}
         self._keys: dict[str, dict[str, str]] = {}
@@ -228,7 +230,7 @@ class Iam:
                 jwt,
                 key["public_key"],
                 algorithms=["PS256"],
-                audience=JWT_AUDIENCE,
+                audience=[JWT_AUDIENCE, *self.audiences],
                 issuer=key["service_account_id"],
                 leeway=CLOCK_SKEW,
                 options={"require": ["iss", "aud", "iat", "exp"]},

@@ -38,21 +38,32 @@ async def read_logs(
         raise invalid(f"offset={offset}: must be -1, 0, or an offset of an earlier answer.")
     log = jobs.log(record.id)
     position = log.end if offset == FROM_NOW else offset
-    while True:
+    lifetime = jobs.settings.log_stream_seconds
+    end = None if lifetime is None else time.monotonic() + lifetime
+    while end is None or time.monotonic() < end:
         changed = log.changed
         response, position, wait = _next_answer(jobs, log, position)
         if response is not None:
             yield response
         elif wait is not None:
-            await asyncio.sleep(wait)
+            await asyncio.sleep(_least(wait, end) or 0.0)
         elif jobs.has_ended(record):
             return
         else:
             keepalive = jobs.settings.log_keepalive_seconds
+            begin = time.monotonic()
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(changed.wait(), keepalive)
-            if not changed.is_set():
+                await asyncio.wait_for(changed.wait(), _least(keepalive, end))
+            if keepalive is not None and not changed.is_set() and time.monotonic() - begin >= keepalive:
                 yield service_pb2.ReadProjectJobLogsResponse(offset=position)
+
+
+def _least(seconds: float | None, end: float | None) -> float | None:
+    """The shorter of a wait and the rest of the stream's time; None for ever."""
+    if end is None:
+        return seconds
+    rest = max(0.0, end - time.monotonic())
+    return rest if seconds is None else min(seconds, rest)
 
 
 def _next_answer(

@@ -130,6 +130,13 @@ class Operations:
         record.operation.error.message = message
         self._close(record)
 
+    def show_error(self, operation_id: str, code: int, message: str) -> None:
+        """Let a running operation show its error ahead of its end."""
+        record = self.record(operation_id)
+        record.operation.error.code = code
+        record.operation.error.message = message
+        self._save(record)
+
     def _close(self, record: OperationRecord) -> None:
         record.ended_at = time.time()
         set_time(record.operation.modified_at, record.ended_at)

@@ -77,6 +77,8 @@ class Script:
     :param failed_uploads: paths or vars of declared outputs whose upload fails (UPLOAD_FAILED).
     :param return_code: of the program.
     :param error: ends the operation with this error instead of a result: gRPC code (name or number) and message.
+    :param error_in: status in which that error happens: PREPARING (as when there is no capacity) or EXECUTING.
+    :param error_ahead_seconds: the operation shows its error so long before it is done.
     :param status_details: the job's status details at the end.
     :param statuses: raw status numbers, known or not, and when after the start of EXECUTING the job shows them.
     :param final_status: raw status number at the end, in place of the right one.
@@ -97,6 +99,8 @@ class Script:
     failed_uploads: list[str] = dataclasses.field(default_factory=list)
     return_code: int = 0
     error: tuple[int | str, str] | None = None
+    error_in: str = "EXECUTING"
+    error_ahead_seconds: float = 0.0
     status_details: str = ""
     statuses: list[tuple[float, int]] = dataclasses.field(default_factory=list)
     final_status: int | None = None
@@ -112,6 +116,8 @@ class Script:
         progress: list[Any] = self.progress
         self.progress = [_build(Progress, point) for point in progress]
         self.statuses = [(float(at), int(number)) for at, number in self.statuses]
+        if self.error_in not in ("PREPARING", "EXECUTING"):
+            raise ValueError(f"error_in={self.error_in!r}: must be PREPARING or EXECUTING.")
         if self.error is not None:
             self.error = (self.error[0], self.error[1])
 

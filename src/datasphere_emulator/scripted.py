@@ -50,6 +50,8 @@ class ScriptedRun:
         begin += script.preparing_seconds
         if await execution.sleep(begin - time.time()):
             return self._cancelled()
+        if script.error is not None and script.error_in == "PREPARING":
+            return await self._fail(begin)
         if not record.job.HasField("started_at"):
             execution.set_status(JobStatus.EXECUTING, at=begin)
         events = self._events()
@@ -62,6 +64,8 @@ class ScriptedRun:
         if await execution.sleep(None if over is None else over - time.time()):
             return await self._end_gracefully(begin)
         assert over is not None
+        if script.error is not None:
+            return await self._fail(over)
         execution.set_status(JobStatus.UPLOADING_OUTPUT)
         ending = await self._ending()
         ending.time = over + script.uploading_seconds
@@ -112,20 +116,33 @@ class ScriptedRun:
             await asyncio.sleep(0.05 if rest is None else min(rest, 0.05))
         return self._cancelled()
 
+    async def _fail(self, at: float) -> Ending:
+        """The operation ends with the script's error."""
+        script, record = self._script, self._record
+        assert script.error is not None
+        code, message = script.error
+        error = (CODES[code] if isinstance(code, str) else code, message)
+        if script.error_ahead_seconds > 0:
+            self._execution.jobs.operations.show_error(record.operation_id, *error)
+            at += script.error_ahead_seconds
+            if await self._execution.sleep(at - time.time()):
+                return self._cancelled()
+        final = cast("JobStatus.ValueType | None", script.final_status)
+        return Ending(
+            error=error, status=final, status_details=script.status_details, log_files=self._log_files(), time=at
+        )
+
     async def _ending(self) -> Ending:
         script, parameters = self._script, self._record.job.job_parameters
         final = cast("JobStatus.ValueType | None", script.final_status)
         ending = Ending(script.return_code, status=final, status_details=script.status_details)
-        if script.error is not None:
-            code, message = script.error
-            ending.error = (CODES[code] if isinstance(code, str) else code, message)
         for desc in parameters.output_files:
             names = {desc.path, desc.var}
             if names & set(script.missing_outputs):
                 ending.file_errors.append(_upload_error(desc, "NOT_FOUND", f"File {desc.path} is not found."))
             elif names & set(script.failed_uploads):
                 ending.file_errors.append(_upload_error(desc, "UPLOAD_FAILED", f"Upload of {desc.path} failed."))
-            elif script.error is None:
+            else:
                 output = script.outputs.get(desc.path) or script.outputs.get(desc.var) or ScriptedOutput()
                 ending.output_files.append(await self._store_output(desc, output))
         for dataset in parameters.output_datasets:

@@ -65,6 +65,8 @@ class Servers:
             interceptors=[JournalInterceptor(core.journal, core.faults, core.iam)],
             options=[
                 ("grpc.max_concurrent_streams", core.settings.max_concurrent_streams),
+                # Otherwise bursts within that limit are refused as well, while ended streams are being cleaned away.
+                ("grpc.http.overload_protection", 0),
                 ("grpc.max_receive_message_length", _MAX_REQUEST),
                 ("grpc.max_send_message_length", -1),
                 # Two servers on one port would share the calls between them instead of failing to start.

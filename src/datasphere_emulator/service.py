@@ -229,7 +229,7 @@ class JobService:
         self, subject: str | None, request: service_pb2.ListProjectJobRequest
     ) -> service_pb2.ListProjectJobResponse:
         """List."""
-        self.allow(subject, request.project_id, "viewer")
+        self.allow(subject, request.project_id, self._settings.read_role)
         statuses = parse_filter(request.filter)
         order, seed = self._settings.list_order, self._settings.seed
         self._jobs.expire(*self._jobs)
@@ -249,7 +249,7 @@ class JobService:
         self, subject: str | None, job_id: str, files: list[jobs_pb2.File]
     ) -> list[jobs_pb2.StorageFile]:
         """DownloadJobFiles."""
-        record = self.find(subject, job_id, "viewer")
+        record = self.find(subject, job_id, self._settings.read_role)
         if not files:
             raise invalid("files: at least one is required.")
         job = record.job

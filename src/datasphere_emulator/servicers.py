@@ -95,7 +95,7 @@ class JobServicer(project_job_service_pb2_grpc.ProjectJobServiceServicer):
     async def ReadLogs(self, request: Any, context: Any) -> AsyncIterator[Any]:
         """The log, as long as the job runs and until all is delivered."""
         try:
-            record = self._service.find(current_subject.get(), request.job_id, "viewer")
+            record = self._service.find(current_subject.get(), request.job_id, self._core.settings.read_role)
             if record.job.data_cleared:
                 raise precondition(f"Data of job {record.id} are cleared.")
             async for response in read_logs(self._core.registry, record, request.offset):
@@ -117,7 +117,7 @@ class JobServicer(project_job_service_pb2_grpc.ProjectJobServiceServicer):
     @_unary
     def Get(self, request: Any, context: Any) -> Any:
         """A job."""
-        return self._service.find(current_subject.get(), request.job_id, "viewer").job
+        return self._service.find(current_subject.get(), request.job_id, self._core.settings.read_role).job
 
     @_unary
     def Delete(self, request: Any, context: Any) -> Any:
@@ -151,7 +151,9 @@ class OperationServicer(operation_service_pb2_grpc.OperationServiceServicer):
     @_unary
     def Get(self, request: Any, context: Any) -> Any:
         """An operation as it is now."""
-        record = self._core.service.operation(current_subject.get(), request.operation_id, "viewer")
+        record = self._core.service.operation(
+            current_subject.get(), request.operation_id, self._core.settings.read_role
+        )
         return self._core.registry.operations.answer(record)
 
     @_unary

@@ -44,6 +44,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "cancel_finished": ("failed_precondition", "ok"),
     "status_after_nonzero_exit": ("ERROR", "SUCCESS"),
     "outputs_after_cancel": ("never", "graceful", "always"),
+    "read_role": ("viewer", "developer", "editor", "admin"),
     "cancelled_operation_code": tuple(name for name in CODES if name != "OK"),
     "quota_code": tuple(name for name in CODES if name != "OK"),
 }
@@ -78,6 +79,8 @@ class Settings:
     :param status_after_nonzero_exit: status of a job whose program ended with a return code other than 0.
     :param outputs_after_cancel: when a cancelled process job's outputs are collected.
     :param cancelled_operation_code: error code of a cancelled job's operation.
+    :param read_role: weakest role in the project that may read its jobs, logs and operations. To change anything takes
+        ``developer``.
     :param operation_retention_seconds: an operation is forgotten this long after it ended. None keeps it.
     :param url_lifetime_seconds: how long presigned URLs work.
     :param fresh_operation_urls: presigned URLs inside an operation's response are made anew by each
@@ -87,6 +90,8 @@ class Settings:
     :param log_delay_seconds: log lines reach ReadLogs this much later, also after the operation is done.
     :param log_chunk_bytes: ReadLogs sends messages of at most so many bytes, one per answer, cut anywhere.
         None: whole pieces as they were read.
+    :param log_stream_seconds: a ReadLogs stream ends cleanly after this long, whether all is delivered or not. None:
+        not before everything is.
     :param log_keepalive_seconds: ReadLogs sends an answer without messages this often while nothing happens. None:
         never.
     :param job_environment: environment variables that every program gets.
@@ -122,6 +127,7 @@ class Settings:
     status_after_nonzero_exit: str = "ERROR"
     outputs_after_cancel: str = "graceful"
     cancelled_operation_code: str = "CANCELLED"
+    read_role: str = "viewer"
     operation_retention_seconds: float | None = None
     url_lifetime_seconds: float = 3600.0
     fresh_operation_urls: bool = False
@@ -129,6 +135,7 @@ class Settings:
     seed: int = 0
     log_delay_seconds: float = 0.0
     log_chunk_bytes: int | None = None
+    log_stream_seconds: float | None = None
     log_keepalive_seconds: float | None = None
     job_environment: dict[str, str] = dataclasses.field(default_factory=dict)
     project_secrets: dict[str, str] = dataclasses.field(default_factory=dict)

@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
 #: Names that every certificate is good for.
@@ -31,12 +32,12 @@ class Certificates:
     key: Path
 
 
-def ensure_certificates(folder: Path, public_host: str) -> Certificates:
+def ensure_certificates(folder: Path, hosts: Iterable[str]) -> Certificates:
     """The certificates of a folder, made if they are not there yet.
 
     The authority stays, so that clients that know it go on working; the server's certificate is made at every start.
 
-    :param public_host: name clients use, besides those of this machine's loopback.
+    :param hosts: names and addresses clients use, besides those of this machine's loopback.
     """
     folder.mkdir(parents=True, exist_ok=True)
     certificates = Certificates(folder / "ca.pem", folder / "server.pem", folder / "server.key")
@@ -52,7 +53,7 @@ def ensure_certificates(folder: Path, public_host: str) -> Certificates:
         _write_key(authority_key_file, authority_key)
         certificates.authority.write_bytes(authority.public_bytes(serialization.Encoding.PEM))
     key = ec.generate_private_key(ec.SECP256R1())
-    names = dict.fromkeys((*LOCAL_NAMES, public_host))
+    names = dict.fromkeys((*LOCAL_NAMES, *hosts))
     certificate = _server(key, list(names), authority, authority_key)
     _write_key(certificates.key, key)
     chain = [certificate, authority]

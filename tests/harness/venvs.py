@@ -18,6 +18,12 @@ from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parents[2]
 CACHE = PROJECT / ".venvs"
+CONSTRAINTS = {
+    "3.0": ["fastapi<0.117", "pydantic<2.12", "pyjwt<2.11"],
+    "3.2": ["pydantic<2.13"],
+}
+"""Where an Airflow's API server doesn't run with the newest packages that its own metadata allow; as its published
+constraints have them."""
 NEWEST = installed_version("apache-airflow")
 """The Airflow of the development environment: the newest 3.x when it was set up."""
 
@@ -111,7 +117,7 @@ class AirflowVenv:
             return self
         # What follows [tool.…] configures linters and tests.
         metadata = (PROJECT / "pyproject.toml").read_text().partition("[tool.")[0]
-        wanted = hashlib.sha256(f"{metadata}{self!r}".encode()).hexdigest()
+        wanted = hashlib.sha256(f"{metadata}{self!r}{CONSTRAINTS}".encode()).hexdigest()
         mark = self.path / ".harness"
         with locked(CACHE / f".{self.path.name}.lock"):
             if mark.exists() and mark.read_text() == wanted:
@@ -120,7 +126,8 @@ class AirflowVenv:
             if python is None:
                 raise RuntimeError(f"Airflow {self.version} needs Python {' or '.join(self.supported_pythons)}")
             uv("venv", "--quiet", "--clear", "--no-python-downloads", "--python", python, self.path)
-            wanted_packages = [f"apache-airflow=={self.version}", "--editable", f"{PROJECT}[emulator]", *self.packages]
+            airflow = [f"apache-airflow=={self.version}", *CONSTRAINTS.get(self.version.rpartition(".")[0], ())]
+            wanted_packages = [*airflow, "--editable", f"{PROJECT}[emulator]", *self.packages]
             # Outside the project folder, so that [tool.uv] of pyproject.toml does not loosen the resolution.
             uv("pip", "install", "--python", self.bin / "python", *wanted_packages, cwd=Path("/"))
             mark.write_text(wanted)

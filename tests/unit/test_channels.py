@@ -109,9 +109,9 @@ async def test_a_static_token_that_is_refused(datasphere_emulator: Emulator) -> 
     settings = settings_of(datasphere_emulator)
     datasphere_emulator.iam.revoke()
     request = GetProjectRequest(project_id=datasphere_emulator.project_id)
-    with pytest.raises(CredentialRefusedError, match="expired .* revoked"):
+    with pytest.raises(CredentialRefusedError, match=r"expired .* revoked"):
         Channels(settings).unary("projects", "Get", request, timeout=10)
-    with pytest.raises(CredentialRefusedError, match="expired .* revoked"):
+    with pytest.raises(CredentialRefusedError, match=r"expired .* revoked"):
         await AsyncChannels.shared(settings).unary("projects", "Get", request, timeout=10)
 
 
@@ -270,7 +270,7 @@ def test_a_forked_child_connects_anew(datasphere_emulator: Emulator, channels: C
     parents = channels._pool
     child = os.fork()
     if child == 0:
-        # gRPC itself can't be used here once the parent has used it; that nothing of the parent's is touched, can be seen.
+        # gRPC itself can't be used here once the parent has used it; that its channels are left alone can be seen.
         channels._check_process()
         os._exit(0 if channels._pool is not parents and not channels._pool._unary else 1)
     assert os.waitpid(child, 0)[1] == 0
@@ -287,7 +287,8 @@ async def test_a_certificate_that_is_not_trusted(
 ) -> None:
     other = datasphere_emulator_factory()
     request = GetProjectRequest(project_id=datasphere_emulator.project_id)
-    for certificates, words in ((None, "a public authority"), (str(other.root_certificates), str(other.root_certificates))):
+    others = str(other.root_certificates)
+    for certificates, words in ((None, "a public authority"), (others, others)):
         settings = settings_of(datasphere_emulator, root_certificates=certificates)
         with pytest.raises(ServerCertificateError, match="set the connection's root_certificates") as raised:
             Channels(settings).unary("projects", "Get", request, timeout=10)

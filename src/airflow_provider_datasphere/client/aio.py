@@ -7,22 +7,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import suppress
-from typing import TYPE_CHECKING
+from contextlib import aclosing, suppress
+from typing import TYPE_CHECKING, Any, cast
 
 import grpc
 import grpc.aio
 from yandex.cloud.datasphere.v2.jobs import project_job_service_pb2
 from yandex.cloud.operation import operation_service_pb2
 
-from airflow_provider_datasphere.client.errors import DataSphereError
-from airflow_provider_datasphere.client.logs import DRAIN_WINDOW, LogTail
+from airflow_provider_datasphere.client.logs import LogTail
 from airflow_provider_datasphere.client.service import WRITE_DEADLINE, call_error, code_name
 from airflow_provider_datasphere.client.waiting import READ_DEADLINE, Ended, Look, Waiting
-from airflow_provider_datasphere.client.watch import STREAM_DEADLINE, Emit, Narrator
+from airflow_provider_datasphere.client.watch import INCOMPLETE, STREAM_DEADLINE, Emit, Narrator, never_raising
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import AsyncGenerator, Awaitable
 
     from airflow_provider_datasphere.client.channels import AsyncChannels
     from airflow_provider_datasphere.client.outcome import JobHandle
@@ -77,13 +76,14 @@ class AsyncDataSphereClient:
                 await self._look(handle, waiting, narrator, None, None)
             return waiting.ended
 
+        emit = never_raising(emit, logger)
         reader = _LogReader(self._channels, handle.job_id, emit, logger, tail or LogTail())
         task = asyncio.create_task(reader.run(), name=f"datasphere-log-{handle.job_id}")
         try:
             while waiting.ended is None:
                 await _pause(waiting, reader)
                 await self._look(handle, waiting, narrator, reader.tail, emit)
-            await reader.drain(task)
+            await reader.drain(task, waiting.ended)
             return waiting.ended
         finally:
             task.cancel()
@@ -151,21 +151,16 @@ class _LogReader:
         self._logger = logger
         self._ended = asyncio.Event()
 
-    async def drain(self, task: asyncio.Task[None]) -> None:
+    async def drain(self, task: asyncio.Task[None], ended: Ended) -> None:
         """The job is over: read to the end of its log."""
-        self.tail.job_ended()
+        self.tail.job_ended(ended.logged_bytes)
         self._ended.set()
         while not task.done():
             await asyncio.wait([task], timeout=0.5)
             if self.tail.overdue:
                 break
         if self.tail.trouble is not None or not task.done():
-            self._logger.warning(
-                "The log above may be incomplete: reading it failed (%s) for %.0f seconds after the job's end. "
-                "It can be downloaded from the job's page.",
-                self.tail.trouble or "no answer",
-                DRAIN_WINDOW,
-            )
+            self._logger.warning(INCOMPLETE, self.tail.trouble or "no answer")
 
     async def run(self) -> None:
         while True:
@@ -185,19 +180,17 @@ class _LogReader:
         """One stream, to its end: its status code name, ``None`` for a clean end."""
         self.tail.opened()
         request = project_job_service_pb2.ReadProjectJobLogsRequest(job_id=self._job_id, offset=self.tail.offset)
+        stream = self._channels.stream("jobs", "ReadLogs", request, timeout=STREAM_DEADLINE)
         try:
-            async for response in self._channels.stream("jobs", "ReadLogs", request, timeout=STREAM_DEADLINE):
-                for count, line in enumerate(self.tail.received(response), start=1):
-                    self._emit(line)
-                    if count % LINES_PER_TURN == 0:
-                        # A burst of one job must not keep the polls of the others waiting.
-                        await asyncio.sleep(0)
+            async with aclosing(cast("AsyncGenerator[Any, None]", stream)) as responses:
+                async for response in responses:
+                    for count, line in enumerate(self.tail.received(response), start=1):
+                        self._emit(line)
+                        if count % LINES_PER_TURN == 0:
+                            # A burst of one job must not keep the polls of the others waiting.
+                            await asyncio.sleep(0)
         except grpc.RpcError as error:
             return code_name(error), error.details() or ""
-        except DataSphereError as error:
-            return "UNAUTHENTICATED", str(error)
-        except Exception as error:  # a line that can't be written must not end the reading of the rest
-            with suppress(Exception):
-                self._logger.warning("Reading the job's log failed: %s; trying again.", error)
-            return "INTERNAL", type(error).__name__
+        except Exception as error:  # whatever it is: nothing about logs may fail a job
+            return "INTERNAL", f"{type(error).__name__}: {error}"
         return None, ""

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 MAX_DESC_CHARACTERS = 200
 
 _MARK = re.compile(r"\s*\[[^\[\]]*\bairflow:[0-9a-f]{20}\b[^\[\]]*\]")
-_RETRIES = re.compile(r"\bretries:(\d+)\]")
+_RETRIES = re.compile(r"\bairflow:[0-9a-f]{20} retries:(\d+)\]")
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from yandex.cloud.datasphere.v2.jobs import jobs_pb2
 
 from airflow_provider_datasphere.client.errors import DataSphereError, JobInfrastructureError, JobRequestError
 from airflow_provider_datasphere.client.key import Key, Store, retries_of
-from airflow_provider_datasphere.client.outcome import JobHandle, status_name
-from airflow_provider_datasphere.client.submit import Submission, execute, submit
+from airflow_provider_datasphere.client.outcome import JobHandle, return_code_of, status_name
+from airflow_provider_datasphere.client.submit import Submission, discard, execute, start, submit
 
 if TYPE_CHECKING:
     from airflow_provider_datasphere.client.fork import ForkRequest
@@ -46,14 +46,23 @@ class Move(enum.Enum):
     WAIT_AND_FORK = "waiting for its end, then forking a new job"
 
 
+_RUNNING = 1
+_WORTH = {jobs_pb2.SUCCESS: 0, jobs_pb2.CREATING: 2, jobs_pb2.CANCELLING: 3}
+
+
 @dataclass(frozen=True)
 class Found:
-    """The jobs of one key, as far as they matter."""
+    """The jobs of one key, as far as they matter.
+
+    :param job: the one that counts.
+    :param ordinal: how many of the key's jobs are of no use any more; makes the next fork's idempotency key a new one.
+    :param unstarted: the ids of all that were cloned and never executed.
+    """
 
     job: jobs_pb2.Job | None
     move: Move
-    #: How many of the key's jobs are of no use any more; makes the next fork's idempotency key a new one.
     ordinal: int
+    unstarted: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -67,30 +76,39 @@ class Obtained:
     found: bool
 
 
-def decide(jobs: Sequence[jobs_pb2.Job], key: Key, *, uploaded: str | None, has_inputs: bool) -> Found:
+def decide(
+    jobs: Sequence[jobs_pb2.Job], key: Key, *, uploaded: str | None, has_inputs: bool, failed: str | None = None
+) -> Found:
     """The decision table. The most valuable job counts: a success, then a living one, then one that never ran.
 
     :param uploaded: id of the job whose inputs are known to be in place.
     :param has_inputs: whether the request uploads anything.
+    :param failed: id of a job whose program is known to have failed, whatever the job's status says.
     """
-    spent = [job for job in jobs if job.status in (jobs_pb2.ERROR, jobs_pb2.CANCELLED)]
-    for job in jobs:
-        if job.status == jobs_pb2.SUCCESS:
-            # A clear after somebody edited `retries` can lead to the same key; a person who clears wants a new job.
-            if retries_of(job.desc) == key.retries:
-                return Found(job, Move.ADOPT, len(spent))
-            spent.append(job)
-    living = [job for job in jobs if job not in spent]
-    for job in living:
-        if job.status not in (jobs_pb2.CREATING, jobs_pb2.CANCELLING):
-            return Found(job, Move.ATTACH, len(spent))
-    for job in living:
-        if job.status == jobs_pb2.CREATING:
-            ready = not has_inputs or uploaded == job.id
-            return Found(job, Move.EXECUTE if ready else Move.SUBMIT_AGAIN, len(spent))
-    for job in living:
-        return Found(job, Move.WAIT_AND_FORK, len(spent) + 1)
-    return Found(spent[-1] if spent else None, Move.FORK, len(spent))
+    # A clear after somebody edited `retries` can lead to the same key; a person who clears wants a new job.
+    of_use = [
+        job
+        for job in jobs
+        if job.status not in (jobs_pb2.ERROR, jobs_pb2.CANCELLED)
+        and job.id != failed
+        and (job.status != jobs_pb2.SUCCESS or retries_of(job.desc) == key.retries)
+    ]
+    spent = len(jobs) - len(of_use)
+    unstarted = tuple(job.id for job in of_use if job.status == jobs_pb2.CREATING)
+    by_worth = sorted(of_use, key=lambda job: _WORTH.get(job.status, _RUNNING))
+    if not by_worth:
+        return Found(jobs[-1] if jobs else None, Move.FORK, spent)
+    job = by_worth[0]
+    if job.status == jobs_pb2.SUCCESS:
+        return Found(job, Move.ADOPT, spent, unstarted)
+    if job.status == jobs_pb2.CANCELLING:
+        return Found(job, Move.WAIT_AND_FORK, spent + 1)
+    if job.status != jobs_pb2.CREATING:
+        return Found(job, Move.ATTACH, spent, unstarted)
+    if not has_inputs:
+        return Found(job, Move.EXECUTE, spent, unstarted)
+    job = next((ready for ready in by_worth if ready.id == uploaded), job)
+    return Found(job, Move.EXECUTE if job.id == uploaded else Move.SUBMIT_AGAIN, spent, unstarted)
 
 
 def search(client: JobService, project_id: str, key: Key, source_job_id: str) -> list[jobs_pb2.Job]:
@@ -150,6 +168,7 @@ def obtain(
             key,
             uploaded=written.get("uploaded") if written else None,
             has_inputs=_has_inputs(request, jobs, source),
+            failed=_known_to_have_failed(client, written, jobs),
         )
         _report(logger, found, request, link)
     elif look:
@@ -171,21 +190,23 @@ def obtain(
         submission.uploaded(job_id)
 
     job = found.job
-    keyed = replace(submission, key=f"{key.digest}-{found.ordinal}")
-    if job is not None and found.move in (Move.ATTACH, Move.ADOPT):
-        operation_id = written.get("operation_id") if written and written.get("job_id") == job.id else None
-        submission.cloned(job.id)
-        if found.move is Move.ATTACH and operation_id is None:
-            # On a running job Execute answers with the operation that runs.
-            return Obtained(execute(client, job.id, keyed.key, logger, may_run=True), found=True)
-        return Obtained(JobHandle(job.id, operation_id), found=True)
-    if job is not None and found.move is Move.EXECUTE:
-        submission.cloned(job.id)
-        handle = execute(client, job.id, keyed.key, logger, may_run=True)
-        write(job_id=job.id, operation_id=handle.operation_id)
-        return Obtained(handle, found=True)
     if job is not None and found.move is Move.WAIT_AND_FORK and wait is not None:
         wait(job.id)
+        return obtain(client, request, submission, key, store=store, look=look, link=link, wait=wait)
+    if job is not None and found.move in (Move.ATTACH, Move.ADOPT, Move.EXECUTE):
+        for unused in found.unstarted:
+            if unused != job.id:
+                discard(client, unused)
+        submission.cloned(job.id)
+        operation_id = written.get("operation_id") if written and written.get("job_id") == job.id else None
+        handle = JobHandle(job.id, operation_id)
+        if found.move is Move.EXECUTE:
+            handle = start(client, request, job.id, logger, may_run=True)
+        elif found.move is Move.ATTACH and operation_id is None:
+            # On a running job Execute answers with the operation that runs.
+            handle = execute(client, job.id, logger, may_run=True)
+        write(job_id=job.id, uploaded=job.id, operation_id=handle.operation_id)
+        return Obtained(handle, found=True)
 
     # Written before the Clone is sent: a store without an entry proves that nothing was.
     write(job_id=None)
@@ -193,12 +214,13 @@ def obtain(
         client,
         replace(request, desc=key.describe(_base_desc(client, request, source))),
         replace(
-            keyed,
+            submission,
+            key=f"{key.digest}-{found.ordinal}",
             cloned=cloned,
             uploaded=uploaded,
-            find=lambda: _created_only(client, request, key),
-            resume=job.id if job is not None and found.move is Move.SUBMIT_AGAIN else None,
-            verify=look,
+            find=lambda: _unstarted(client, request, key),
+            resume=found.unstarted if found.move is Move.SUBMIT_AGAIN else (),
+            verify=look or written is not None,
         ),
         source=source,
     )
@@ -251,11 +273,25 @@ def _earlier_jobs(
     return search(client, project_id or "", key, request.source_job_id), source
 
 
-def _created_only(client: JobService, request: ForkRequest, key: Key) -> str | None:
-    """A job of this key that has not been executed: the effect of a Clone whose answer was lost."""
+def _unstarted(client: JobService, request: ForkRequest, key: Key) -> list[str]:
+    """Jobs of this key that have not been executed: the effect of Clones whose answers were lost."""
     source = client.get(request.source_job_id)
     jobs = search(client, source.project_id, key, request.source_job_id)
-    return next((job.id for job in reversed(jobs) if job.status == jobs_pb2.CREATING), None)
+    return [job.id for job in jobs if job.status == jobs_pb2.CREATING]
+
+
+def _known_to_have_failed(client: JobService, written: dict[str, Any] | None, jobs: list[jobs_pb2.Job]) -> str | None:
+    """A job that shows SUCCESS though its program failed. Whether the service does that isn't documented; only the
+    operation knows the return code.
+    """
+    job_id, operation_id = (written or {}).get("job_id"), (written or {}).get("operation_id")
+    if not operation_id or all(job.id != job_id or job.status != jobs_pb2.SUCCESS for job in jobs):
+        return None
+    try:
+        operation = client.get_operation(operation_id)
+    except JobRequestError:
+        return None  # forgotten
+    return job_id if return_code_of(operation) else None
 
 
 def _has_inputs(request: ForkRequest, jobs: Sequence[jobs_pb2.Job], source: jobs_pb2.Job | None) -> bool:

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import codecs
 import json
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from airflow_provider_datasphere.client.waiting import TRANSIENT
 
 if TYPE_CHECKING:
     from yandex.cloud.datasphere.v2.jobs import project_job_service_pb2
@@ -20,11 +24,12 @@ STDOUT, STDERR, SYSTEM, PROGRESS = "stdout", "stderr", "system", "progress"
 #: A line longer than this is cut in pieces, so that a program that never ends its line can't fill the memory.
 MAX_LINE_CHARACTERS = 32_768
 #: How long the tail of an ended job's log is waited for while nothing comes, seconds.
-DRAIN_WINDOW = 30.0
+DRAIN_WINDOW = 60.0
 #: How long an ended job's log must be silent before it counts as complete where that is in doubt, seconds.
-SETTLE_WINDOW = 3.0
+SETTLE_WINDOW = 5.0
+#: A stream that ended cleanly so long before its job was not at the log's end, seconds.
+EARLY_END = 2.0
 
-_REFUSED = frozenset({"PERMISSION_DENIED", "UNAUTHENTICATED", "UNIMPLEMENTED", "NOT_FOUND"})
 _FILES = {".system.log": SYSTEM, "job_progress.jsonl": PROGRESS}
 #: Samples of CPU, memory and GPU: for graphs, not for a log. They can be downloaded with_diagnostics=True.
 _NOT_SHOWN = frozenset({".docker_stats.tsv", ".gpu_stats.tsv"})
@@ -61,14 +66,43 @@ class _Stream:
                 yield line[start : start + MAX_LINE_CHARACTERS]
 
 
+class _Progress:
+    """Tells which progress lines are new. Two sources tell the same: the log all of it, and late; the operation only
+    what a poll happens to see, and early. Two threads bring them.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._logged: deque[str] = deque(maxlen=100)
+        self._told_early: deque[str] = deque(maxlen=100)
+
+    def from_operation(self, text: str) -> bool:
+        with self._lock:
+            news = text not in self._told_early and text not in self._logged
+            if news:
+                self._told_early.append(text)
+            return news
+
+    def from_log(self, text: str) -> bool:
+        with self._lock:
+            changed = not self._logged or text != self._logged[-1]
+            if changed:
+                self._logged.append(text)
+            if text in self._told_early:
+                self._told_early.remove(text)
+                return False
+            return changed
+
+
 class LogDecoder:
     """Chunks of several streams in, whole lines out; system and progress lines once per change."""
 
     def __init__(self) -> None:
         self._streams: dict[str, _Stream] = {}
-        self._last: dict[str, str] = {}
+        self._last_system_line = ""
+        self._progress = _Progress()
 
-    def feed(self, messages: Iterator[project_job_service_pb2.LogMessage]) -> Iterator[LogLine]:
+    def feed(self, messages: Iterable[project_job_service_pb2.LogMessage]) -> Iterator[LogLine]:
         """Lines that ``messages`` complete."""
         for message in messages:
             name = _stream_name(message)
@@ -82,21 +116,21 @@ class LogDecoder:
 
     def progress(self, percent: int, message: str) -> Iterator[LogLine]:
         """The progress that the operation shows; said once per change, whichever way it came."""
-        yield from self._once(PROGRESS, f"{percent} % {message}".rstrip())
+        text = f"{percent} % {message}".rstrip()
+        if self._progress.from_operation(text):
+            yield LogLine(PROGRESS, text)
 
     def _lines(self, name: str, lines: Iterator[str]) -> Iterator[LogLine]:
         for line in lines:
             if name == PROGRESS:
-                yield from self._once(name, _progress_text(line))
+                line = _progress_text(line)
+                if not line or not self._progress.from_log(line):
+                    continue
             elif name == SYSTEM:
-                yield from self._once(name, line)
-            else:
-                yield LogLine(name, line)
-
-    def _once(self, name: str, text: str) -> Iterator[LogLine]:
-        if text and self._last.get(name) != text:
-            self._last[name] = text
-            yield LogLine(name, text)
+                if not line or line == self._last_system_line:
+                    continue
+                self._last_system_line = line
+            yield LogLine(name, line)
 
 
 def _stream_name(message: project_job_service_pb2.LogMessage) -> str | None:
@@ -128,11 +162,15 @@ class LogTail:
         #: Why the log may be incomplete; ``None`` while there is no doubt.
         self.trouble: str | None = None
         self._clock = clock
+        self._from_start = offset == 0
         self._last_message_at = clock()
+        self._received_bytes = 0
         self._messages = 0
         self._messages_at_open = 0
         self._opened_after_end = False
+        self._ended_cleanly_at: float | None = None
         self._ended_at: float | None = None
+        self._expected_bytes = 0
         self._doubt = False
         self._failures = 0
 
@@ -141,17 +179,27 @@ class LogTail:
         self._opened_after_end = self._ended_at is not None
 
     def received(self, response: project_job_service_pb2.ReadProjectJobLogsResponse) -> Iterator[LogLine]:
+        """The lines that an answer completes. They must all be taken: the offset counts them as delivered."""
         self._messages += 1
         self._failures = 0
         self.trouble = None
         self._last_message_at = self._clock()
-        yield from self.decoder.feed(iter(response.logs))
-        # Only now: whoever stops in the middle of a response goes on before it, not behind it.
+        self._received_bytes += sum(len(message.content) for message in response.logs)
         self.offset = response.offset
+        return self.decoder.feed(response.logs)
 
-    def job_ended(self) -> None:
-        if self._ended_at is None:
-            self._ended_at = self._clock()
+    def job_ended(self, logged_bytes: int = 0) -> None:
+        """The job is over.
+
+        :param logged_bytes: size of its log files, where the service tells; what is missing is waited for.
+        """
+        if self._ended_at is not None:
+            return
+        self._ended_at = self._clock()
+        self._expected_bytes = logged_bytes if self._from_start else 0
+        if self._ended_cleanly_at is not None and self._ended_at - self._ended_cleanly_at > EARLY_END:
+            # The job ran on after a clean end, so the next clean end needn't be the log's end either.
+            self._doubt = True
 
     @property
     def overdue(self) -> bool:
@@ -168,17 +216,10 @@ class LogTail:
         """
         news = self._messages > self._messages_at_open
         if code is not None:
-            self._doubt = True
-            self._failures += 1
-            self.trouble = f"{code}: {details}" if details else code
-            refused = code in _REFUSED
-            if self._ended_at is not None:
-                given_up = self.overdue or (refused and self._failures > 2)
-                return None if given_up else min(2.0, 0.1 * 2.0 ** min(self._failures, 6))
-            # A refusal isn't healed by asking often; anything else may be a passing break.
-            return 15.0 if refused else min(5.0, 0.2 * 2.0 ** min(self._failures, 6))
+            return self._broke(code, details)
         if self._ended_at is None:
             # The service may end the stream while the job runs. Ask again, less and less often while nothing comes.
+            self._ended_cleanly_at = self._ended_cleanly_at or self._clock()
             self._failures = 0 if news else self._failures + 1
             return min(5.0, 0.1 * 2.0 ** min(self._failures, 6))
         if not self._opened_after_end:
@@ -188,7 +229,18 @@ class LogTail:
             self._doubt = True
             return 0.0
         silent_for = self._clock() - max(self._ended_at, self._last_message_at)
-        if (self._doubt or not self._messages) and silent_for < SETTLE_WINDOW:
+        if (self._doubt or self._received_bytes < self._expected_bytes) and silent_for < SETTLE_WINDOW:
             return 0.5
         self.trouble = None
         return None
+
+    def _broke(self, code: str, details: str) -> float | None:
+        self._doubt = True
+        self._failures += 1
+        self.trouble = f"{code}: {details}" if details else code
+        refused = code not in TRANSIENT  # which isn't healed by asking often; the rest may be a passing break
+        if self._ended_at is None:
+            return min(15.0 if refused else 5.0, 0.1 * 2.0 ** min(self._failures, 8))
+        if self.overdue or (refused and self._failures > 2):
+            return None
+        return min(2.0, 0.1 * 2.0 ** min(self._failures, 6))

@@ -36,9 +36,9 @@ def make_sdk(channels: Channels) -> Any:
         from datasphere.sdk import SDK
     except ImportError as error:
         raise JobRequestError(
-            f"get_sdk() needs the package datasphere 0.10 or newer ({error}). It works beside this Airflow, though what "
-            f"it asks for can't be met: {INSTALL_LINE} (docs/sdk.md). get_conn() needs no such package and has the same "
-            "methods."
+            f"get_sdk() needs the package datasphere 0.10 or newer ({error}). It works beside this Airflow, though "
+            f"what it asks for can't be met: {INSTALL_LINE} (docs/sdk.md). get_conn() needs no such package and has "
+            "the same methods."
         ) from None
 
     from yandex.cloud.datasphere.v2.jobs.project_job_service_pb2 import ExecuteProjectJobMetadata

@@ -227,6 +227,12 @@ def execute_metadata(
     return metadata
 
 
+def return_code_of(operation: operation_pb2.Operation) -> int | None:
+    """The program's return code, which only the Execute operation knows; ``None`` if it doesn't."""
+    response = _response(operation)
+    return None if response is None else int(response.result.return_code)
+
+
 def _response(
     operation: operation_pb2.Operation | None,
 ) -> project_job_service_pb2.ExecuteProjectJobResponse | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -84,7 +85,7 @@ class JobService:
         self.channels = Channels(settings)
         self._patience = patience
         self._stop = threading.Event()
-        self._wakes: list[Callable[[], object]] = []
+        self._wakes: list[weakref.WeakMethod[Callable[[], object]]] = []
         self._community_ids: dict[str, str | None] = {}
 
     @cached_property
@@ -99,12 +100,17 @@ class JobService:
         Not to be called in a signal handler itself: the main thread may hold the lock of the event that this sets.
         """
         self._stop.set()
-        for wake in self._wakes:
-            wake()
+        for reference in self._wakes:
+            if (wake := reference()) is not None:
+                wake()
 
     def on_interrupt(self, wake: Callable[[], object]) -> None:
-        """Have :meth:`interrupt` call ``wake`` too."""
-        self._wakes.append(wake)
+        """Have :meth:`interrupt` call ``wake`` too.
+
+        :param wake: a bound method; it is forgotten with its object.
+        """
+        self._wakes = [known for known in self._wakes if known() is not None]
+        self._wakes.append(weakref.WeakMethod(wake))
 
     @property
     def interrupted(self) -> bool:

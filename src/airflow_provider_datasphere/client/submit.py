@@ -10,17 +10,25 @@ from __future__ import annotations
 import logging
 import random
 import tempfile
+import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING
 
 import grpc
 from yandex.cloud.datasphere.v2.jobs import jobs_pb2, project_job_service_pb2
 
-from airflow_provider_datasphere.client.errors import DataSphereError, JobInfrastructureError, JobRequestError
+from airflow_provider_datasphere.client.errors import (
+    DataSphereError,
+    JobInfrastructureError,
+    JobLostError,
+    JobRequestError,
+)
 from airflow_provider_datasphere.client.fork import (
     ForkPlan,
     ForkRequest,
@@ -30,7 +38,7 @@ from airflow_provider_datasphere.client.fork import (
     plan_fork,
 )
 from airflow_provider_datasphere.client.outcome import TERMINAL, JobHandle
-from airflow_provider_datasphere.client.service import WRITE_DEADLINE, call_error, code_name, duration
+from airflow_provider_datasphere.client.service import WRITE_DEADLINE, Interrupted, call_error, code_name, duration
 from airflow_provider_datasphere.client.upload import JobInput, UploadUrlExpired, local_input, upload_inputs
 from airflow_provider_datasphere.client.waiting import TRANSIENT
 
@@ -60,12 +68,13 @@ def _nothing(_job_id: str) -> None:
 class Submission:
     """Whose submission this is, and who wants to know how far it has come.
 
-    :param key: the same for each repetition of the same submission, and for no other.
+    :param key: the same for each repetition of the same Clone, and for no other.
     :param stage: turns input variables into files to upload; the default takes local paths.
     :param cloned: called with the new job's id as soon as it is known, before anything else happens to the job.
     :param uploaded: called with the job's id when all its inputs are in place, before Execute.
-    :param find: looks for a job that an unanswered Clone of this key may have made.
-    :param resume: a job of this key that was cloned but not executed; its Clone is repeated for the upload links.
+    :param find: looks for jobs that unanswered Clones of this key may have made and that don't run.
+    :param resume: jobs of this key that were cloned but not executed; Clone is repeated for the upload links, and
+        those that it doesn't lead back to are deleted.
     :param verify: ask whether the cloned job is really a new one. An honoured key may lead back to a job of an
         earlier try that is gone or over.
     :param source_data_ttl: keep the source job's data for so long from now (``"infinity"``: for ever); ``None``
@@ -76,8 +85,8 @@ class Submission:
     stage: Stager = _local_inputs
     cloned: Callable[[str], None] = _nothing
     uploaded: Callable[[str], None] = _nothing
-    find: Callable[[], str | None] | None = None
-    resume: str | None = None
+    find: Callable[[], Sequence[str]] | None = None
+    resume: Sequence[str] = ()
     verify: bool = False
     source_data_ttl: timedelta | str | None = None
     log: Reporter | None = None
@@ -96,19 +105,38 @@ def submit(
     return _Submitter(client, request, submission).run(source)
 
 
-def execute(client: JobService, job_id: str, key: str, logger: Reporter = log, *, may_run: bool = False) -> JobHandle:
+def start(
+    client: JobService, request: ForkRequest, job_id: str, logger: Reporter = log, *, may_run: bool = False
+) -> JobHandle:
+    """Run the job that was cloned for ``request``; see :func:`execute`.
+
+    :raises JobRequestError: the service won't run it; the job is deleted.
+    """
+    try:
+        if parse_ttl("data_ttl", request.data_ttl) is None:
+            # Whether a Clone without TTL means infinity or the default isn't documented; SetDataTtl is.
+            client.set_data_ttl(job_id, None)
+        return execute(client, job_id, logger, may_run=may_run)
+    except JobRequestError:
+        discard(client, job_id)
+        raise
+
+
+def execute(client: JobService, job_id: str, logger: Reporter = log, *, may_run: bool = False) -> JobHandle:
     """Run a cloned job (RPC ``Execute``); on a running job this returns the running operation.
 
-    :param key: see :class:`Submission`.
     :param may_run: the job may be running or over already.
-    :raises JobInfrastructureError: no clear answer for :data:`PATIENCE` seconds; names the job.
+    :raises JobRequestError: the service refuses, and the job doesn't run.
+    :raises JobInfrastructureError: no clear answer for :data:`PATIENCE` seconds, and the job doesn't run.
+    :raises JobLostError: no clear answer, and the job can't be seen.
     """
     request = project_job_service_pb2.ExecuteProjectJobRequest(job_id=job_id)
     backoff = _Backoff(client)
     while True:
+        client.pause(0)
         try:
             operation = client.channels.unary(
-                "jobs", "Execute", request, timeout=WRITE_DEADLINE, idempotency_key=f"{key}-execute"
+                "jobs", "Execute", request, timeout=WRITE_DEADLINE, idempotency_key=idempotency_key("Execute", job_id)
             )
             return JobHandle(job_id, operation.id)
         except grpc.RpcError as error:
@@ -120,7 +148,7 @@ def execute(client: JobService, job_id: str, key: str, logger: Reporter = log, *
             if code not in TRANSIENT and not backoff.began and not may_run:
                 raise call_error(error, f"Starting job {job_id}") from error
             # The call may have had its effect, now or in an earlier try: what does the job say?
-            status = client.get(job_id).status
+            status = _status(client, job_id)
             if status in TERMINAL:
                 return JobHandle(job_id)
             if status != jobs_pb2.CREATING and (code not in TRANSIENT or backoff.exhausted):
@@ -134,6 +162,32 @@ def execute(client: JobService, job_id: str, key: str, logger: Reporter = log, *
                     f"{error.details()}. It isn't running."
                 ) from error
             backoff.pause()
+
+
+def idempotency_key(method: str, key: str) -> str:
+    """The same header for each repetition of the same call, in the form that the API guide asks for: a UUID.
+
+    :param key: whose call it is. A cloned job is executed once, so its id is Execute's key.
+    """
+    return str(uuid.uuid5(uuid.NAMESPACE_OID, f"airflow-provider-datasphere {method} {key}"))
+
+
+def discard(client: JobService, job_id: str) -> None:
+    """Remove a job that has never run; best effort, since an unexecuted job costs nothing."""
+    with suppress(DataSphereError):
+        client.delete(job_id)
+
+
+def _status(client: JobService, job_id: str) -> int:
+    try:
+        return client.get(job_id).status
+    except Interrupted:
+        raise
+    except DataSphereError as error:
+        raise JobLostError(
+            f"Job {job_id} was told to start, and whether it runs can't be seen: {error} It may be running and costing "
+            "money."
+        ) from error
 
 
 class _Submitter:
@@ -150,15 +204,10 @@ class _Submitter:
         plan = plan_fork(request, source)
         self._keep_source(source)
         with tempfile.TemporaryDirectory(prefix="datasphere-inputs-") as scratch:
-            inputs = (
-                self._submission.stage(plan.input_vars, source.job_parameters, Path(scratch)) if plan.input_vars else ()
-            )
+            inputs = self._submission.stage(plan.input_vars, source.job_parameters, Path(scratch))
             job_id = self._clone_with_inputs(plan, inputs)
         self._submission.uploaded(job_id)
-        if parse_ttl("data_ttl", request.data_ttl) is None:
-            # Whether a Clone without TTL means infinity or the default isn't documented; SetDataTtl is.
-            self._client.set_data_ttl(job_id, None)
-        return execute(self._client, job_id, self._submission.key, self._log)
+        return start(self._client, request, job_id, self._log)
 
     def _keep_source(self, source: jobs_pb2.Job) -> None:
         wanted = self._submission.source_data_ttl
@@ -167,7 +216,30 @@ class _Submitter:
         elif warning := expiry_warning(source, datetime.now(timezone.utc)):
             self._log.warning("%s", warning)
 
+    def _clone_with_inputs(self, plan: ForkPlan, inputs: Sequence[JobInput]) -> str:
+        job_id, upload_files = self._clone(plan, inputs)
+        stop = Event()
+        self._client.on_interrupt(stop.set)
+        try:
+            for links_left in (2, 1, 0):
+                try:
+                    upload_inputs(inputs, upload_files, self._client.http, self._log, stop=stop)
+                    break
+                except UploadUrlExpired:
+                    if not links_left:
+                        raise
+                    # Only the Clone operation has the links, and the same key leads back to it.
+                    earlier, (job_id, upload_files) = job_id, self._clone(plan, inputs)
+                    if job_id != earlier:
+                        discard(self._client, earlier)
+        except DataSphereError:
+            discard(self._client, job_id)
+            self._client.pause(0)
+            raise
+        return job_id
+
     def _clone(self, plan: ForkPlan, inputs: Sequence[JobInput]) -> tuple[str, Sequence[jobs_pb2.StorageFile]]:
+        """The new job, and where its inputs go."""
         request = self._request
         message = project_job_service_pb2.CloneProjectJobRequest(
             source_job_id=request.source_job_id,
@@ -177,22 +249,25 @@ class _Submitter:
             data_ttl=duration(parse_ttl("data_ttl", request.data_ttl)),
         )
         backoff = _Backoff(self._client)
-        earlier = self._submission.resume
-        for_key = self._submission.key
+        key = self._submission.key
+        unused = list(self._submission.resume)
         while True:
-            if backoff.began and self._submission.find is not None:
-                earlier = self._submission.find()
-                if earlier is not None and not inputs:
-                    self._submission.cloned(earlier)
-                    return earlier, ()
+            self._client.pause(0)
+            if backoff.began and not inputs and (found := self._found()):
+                # The effect of a Clone whose answer got lost. With inputs it is of no use without its upload links.
+                self._submission.cloned(found[0])
+                self._discard_all_but(found[0], found)
+                return found[0], ()
             try:
                 operation = self._client.channels.unary(
-                    "jobs", "Clone", message, timeout=WRITE_DEADLINE, idempotency_key=f"{for_key}-clone"
+                    "jobs", "Clone", message, timeout=WRITE_DEADLINE, idempotency_key=idempotency_key("Clone", key)
                 )
-                job_id, upload_files = self._cloned(operation, earlier)
-                if not self._submission.verify or self._is_new(job_id):
-                    return job_id, upload_files
-                for_key = f"{for_key}-after-{job_id}"
+                job_id = _job_of(operation)
+                if self._submission.verify and not self._is_new(job_id):
+                    key = f"{key}-after-{job_id}"
+                    continue
+                self._submission.cloned(job_id)
+                upload_files = self._upload_files(job_id, operation)
             except grpc.RpcError as error:
                 code = code_name(error)
                 if code == "RESOURCE_EXHAUSTED":
@@ -202,6 +277,20 @@ class _Submitter:
                     raise call_error(error, f"Cloning job {request.source_job_id}") from error
                 else:
                     backoff.pause()
+            else:
+                if backoff.began:
+                    # Where the key isn't honoured, each unanswered Clone has made a job of its own.
+                    with suppress(DataSphereError):
+                        unused += self._found()
+                self._discard_all_but(job_id, unused)
+                return job_id, upload_files
+
+    def _found(self) -> Sequence[str]:
+        return self._submission.find() if self._submission.find is not None else ()
+
+    def _discard_all_but(self, job_id: str, job_ids: Sequence[str]) -> None:
+        for unused in {*job_ids} - {job_id}:
+            discard(self._client, unused)
 
     def _is_new(self, job_id: str) -> bool:
         try:
@@ -209,66 +298,30 @@ class _Submitter:
         except JobRequestError:
             return False
 
-    def _cloned(
-        self, operation: operation_pb2.Operation, earlier: str | None
-    ) -> tuple[str, Sequence[jobs_pb2.StorageFile]]:
-        metadata = project_job_service_pb2.CloneProjectJobMetadata()
-        operation.metadata.Unpack(metadata)
-        told = ""
-        if metadata.job_id:
-            told = metadata.job_id
-            self._submission.cloned(told)
-        operation = self._finish(operation)
-        response = project_job_service_pb2.CloneProjectJobResponse()
-        operation.response.Unpack(response)
-        if response.job_id != told:
-            self._submission.cloned(response.job_id)
-        if earlier is not None and earlier != response.job_id:
-            # The service didn't honour the key and made a second job. The first has never run, and its upload links
-            # are lost with the answer: it is of no use to anybody.
-            self._discard(earlier)
-        return response.job_id, response.upload_files
-
-    def _finish(self, operation: operation_pb2.Operation) -> operation_pb2.Operation:
-        """Poll a short operation to its end: fast at first, since Clone takes fractions of a second."""
+    def _upload_files(self, job_id: str, operation: operation_pb2.Operation) -> Sequence[jobs_pb2.StorageFile]:
+        """Wait for a Clone operation: fast at first, since Clone takes fractions of a second."""
         delay = 0.03
-        what = f"Cloning job {self._request.source_job_id}"
         while not operation.done:
             self._client.pause(delay * random.uniform(0.8, 1.2))
             delay = min(1.0, delay * 1.3)
             operation = self._client.get_operation(operation.id)
         if operation.HasField("error"):
+            discard(self._client, job_id)
             code = next(
                 (c.name for c in grpc.StatusCode if c.value[0] == operation.error.code), str(operation.error.code)
             )
-            text = f"{what} failed: {code}: {operation.error.message}."
+            text = f"Cloning job {self._request.source_job_id} failed: {code}: {operation.error.message}."
             raise (JobInfrastructureError if code in TRANSIENT else JobRequestError)(text)
-        return operation
+        response = project_job_service_pb2.CloneProjectJobResponse()
+        operation.response.Unpack(response)
+        return list(response.upload_files)
 
-    def _clone_with_inputs(self, plan: ForkPlan, inputs: Sequence[JobInput]) -> str:
-        job_id, upload_files = self._clone(plan, inputs)
-        try:
-            for links_left in (2, 1, 0):
-                try:
-                    upload_inputs(inputs, upload_files, self._client.http, self._log)
-                    break
-                except UploadUrlExpired:
-                    if not links_left:
-                        raise
-                    # Only the Clone operation has the links, and the same key leads back to it.
-                    cloned_again, upload_files = self._clone(plan, inputs)
-                    if cloned_again != job_id:
-                        self._discard(job_id)
-                        job_id = cloned_again
-        except DataSphereError:
-            self._discard(job_id)
-            raise
-        return job_id
 
-    def _discard(self, job_id: str) -> None:
-        """Remove a job that has never run; best effort, since an unexecuted job costs nothing."""
-        with suppress(DataSphereError):
-            self._client.delete(job_id)
+def _job_of(operation: operation_pb2.Operation) -> str:
+    """The new job's id, from the operation's metadata: known before the operation is over."""
+    metadata = project_job_service_pb2.CloneProjectJobMetadata()
+    operation.metadata.Unpack(metadata)
+    return str(metadata.job_id)
 
 
 class _Backoff:
@@ -276,7 +329,7 @@ class _Backoff:
         self._client = client
         self._unclear = 0
         self._refused = 0
-        self._waited = 0.0
+        self._unclear_since = 0.0
 
     @property
     def began(self) -> bool:
@@ -285,13 +338,13 @@ class _Backoff:
 
     @property
     def exhausted(self) -> bool:
-        return self._waited >= PATIENCE
+        return self.began and time.monotonic() - self._unclear_since >= PATIENCE
 
     def pause(self) -> None:
+        if not self.began:
+            self._unclear_since = time.monotonic()
         self._unclear += 1
-        seconds = min(15.0, 0.25 * 2 ** min(self._unclear, 6)) * random.uniform(0.75, 1.25)
-        self._waited += seconds
-        self._client.pause(seconds)
+        self._client.pause(min(15.0, 0.25 * 2 ** min(self._unclear, 6)) * random.uniform(0.75, 1.25))
 
     def pause_without_limit(self) -> None:
         """After a refusal without effect: a quota is a queue, and the task's own timeout is the limit."""

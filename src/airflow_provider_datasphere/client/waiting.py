@@ -50,6 +50,11 @@ class Ended:
     operation: operation_pb2.Operation | None
     job: jobs_pb2.Job | None
 
+    @property
+    def logged_bytes(self) -> int:
+        """How large the job's log files are together, as far as the service tells."""
+        return sum(file.size_bytes for file in self.job.log_files) if self.job is not None else 0
+
 
 class Waiting:
     """The state of one wait.
@@ -168,6 +173,9 @@ class Waiting:
         self._failures += 1
         ceiling = 5.0 if code in DENIED else max(5.0, self._poll_interval)
         self._delay = min(ceiling, 0.25 * 2 ** min(self._failures, 10)) * (0.75 + 0.5 * self._rng())
+        if self._denied_since is not None:
+            window_end = self._denied_since + DENIED_WINDOW
+            self._delay = min(self._delay, max(0.05, window_end - self._clock()))
 
     def _succeeded(self) -> None:
         self._looks += 1

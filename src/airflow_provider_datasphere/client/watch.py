@@ -9,15 +9,13 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import grpc
 from yandex.cloud.datasphere.v2.jobs import project_job_service_pb2
 from yandex.cloud.operation import operation_service_pb2
 
-from airflow_provider_datasphere.client.errors import DataSphereError
-from airflow_provider_datasphere.client.logs import DRAIN_WINDOW, LogLine, LogTail
+from airflow_provider_datasphere.client.logs import LogLine, LogTail
 from airflow_provider_datasphere.client.outcome import JobHandle, execute_metadata, status_name
 from airflow_provider_datasphere.client.service import Interrupted, code_name
 from airflow_provider_datasphere.client.waiting import READ_DEADLINE, Ended, Look, Waiting
@@ -33,6 +31,9 @@ log = logging.getLogger(__name__)
 Emit = Callable[[LogLine], None]
 #: Deadline of one log stream, seconds; the reading goes on in a new one.
 STREAM_DEADLINE = 3600.0
+#: How long the end of a wait waits for its reader to let go of the stream, seconds.
+STOP_SECONDS = 1.0
+INCOMPLETE = "The log above may be incomplete: its end couldn't be read (%s). It can be downloaded from the job's page."
 
 
 def watch(
@@ -55,15 +56,17 @@ def watch(
     """
     waiting = Waiting(handle, poll_interval=poll_interval, link=link)
     narrator = Narrator(logger)
-    reader = _LogReader(client, handle.job_id, emit, logger) if emit is not None else None
-    if reader is not None:
+    reader = None
+    if emit is not None:
+        emit = never_raising(emit, logger)
+        reader = _LogReader(client, handle.job_id, emit, logger)
         reader.start()
     try:
         while waiting.ended is None:
             _pause(client, waiting, reader)
             look(client, handle, waiting, narrator, reader.tail if reader else None, emit)
         if reader is not None:
-            reader.drain()
+            reader.drain(waiting.ended)
         return waiting.ended
     finally:
         if reader is not None:
@@ -101,6 +104,22 @@ def look(
     except grpc.RpcError as error:
         narrator.trouble(waiting.look, code_name(error), error.details())
         waiting.failed(code_name(error), error.details() or "")
+
+
+def never_raising(emit: Emit, logger: Reporter) -> Emit:
+    """``emit`` that tells of its first error only: a line that can't be written must not end the reading."""
+    told = False
+
+    def safely(line: LogLine) -> None:
+        nonlocal told
+        try:
+            emit(line)
+        except Exception as error:
+            if not told:
+                told = True
+                logger.warning("Lines of the job's log can't be written here: %s: %s", type(error).__name__, error)
+
+    return safely
 
 
 class Narrator:
@@ -170,9 +189,9 @@ class _LogReader:
         self._client.on_interrupt(self.hint.set)
         self._thread.start()
 
-    def drain(self) -> None:
+    def drain(self, ended: Ended) -> None:
         """The job is over: read to the end of its log, and return when every line is out."""
-        self.tail.job_ended()
+        self.tail.job_ended(ended.logged_bytes)
         self._ended.set()
         while self._thread.is_alive():
             self._thread.join(0.2)
@@ -181,17 +200,14 @@ class _LogReader:
             if self._client.interrupted:
                 raise Interrupted("The wait for the end of the job's log was interrupted.")
         if self.tail.trouble is not None:
-            self._logger.warning(
-                "The log above may be incomplete: reading it failed (%s) for %.0f seconds after the job's end. "
-                "It can be downloaded from the job's page.",
-                self.tail.trouble,
-                DRAIN_WINDOW,
-            )
+            self._logger.warning(INCOMPLETE, self.tail.trouble)
 
     def stop(self) -> None:
+        """End the reading wherever it is; no line comes after this."""
         self._stop.set()
         self._ended.set()
         self._cancel_call()
+        self._thread.join(STOP_SECONDS)
 
     def _cancel_call(self) -> None:
         call = self._call
@@ -220,20 +236,18 @@ class _LogReader:
         self.tail.opened()
         request = project_job_service_pb2.ReadProjectJobLogsRequest(job_id=self._job_id, offset=self.tail.offset)
         try:
-            self._call = self._client.channels.stream("jobs", "ReadLogs", request, timeout=STREAM_DEADLINE)
-            for response in self._call:
+            call = self._call = self._client.channels.stream("jobs", "ReadLogs", request, timeout=STREAM_DEADLINE)
+            if self._stop.is_set():
+                call.cancel()
+            for response in call:
                 for line in self.tail.received(response):
                     self._emit(line)
                 if self._stop.is_set():
-                    return None, ""
+                    call.cancel()
         except grpc.RpcError as error:
             return code_name(error), error.details() or ""
-        except DataSphereError as error:
-            return "UNAUTHENTICATED", str(error)
-        except Exception as error:  # a line that can't be written must not end the reading of the rest
-            with suppress(Exception):
-                self._logger.warning("Reading the job's log failed: %s; trying again.", error)
-            return "INTERNAL", type(error).__name__
+        except Exception as error:  # whatever it is: nothing about logs may fail a job
+            return "INTERNAL", f"{type(error).__name__}: {error}"
         finally:
             self._call = None
         return None, ""

@@ -10,16 +10,15 @@ from airflow_provider_datasphere.get_provider_info import CONNECTION_FIELDS, HID
 def form_widgets() -> dict[str, Any]:
     """The form's own fields, as wtforms fields by name."""
     from flask_appbuilder.fieldwidgets import BS3PasswordFieldWidget, BS3TextFieldWidget
-    from flask_babel import lazy_gettext
     from wtforms import BooleanField, PasswordField, StringField
 
     def widget(field: dict[str, Any]) -> Any:
-        label, description = lazy_gettext(field["label"]), field["description"]
+        label, description = field["label"], field["description"]
         if "boolean" in field["schema"]["type"]:
             return BooleanField(label, description=description, default=False)
         if field["schema"].get("format") == "password":
-            return PasswordField(label, widget=BS3PasswordFieldWidget(), description=description)
-        return StringField(label, widget=BS3TextFieldWidget(), description=description)
+            return PasswordField(label, description=description, widget=BS3PasswordFieldWidget())
+        return StringField(label, description=description, widget=BS3TextFieldWidget())
 
     return {name: widget(field) for name, field in CONNECTION_FIELDS.items()}
 

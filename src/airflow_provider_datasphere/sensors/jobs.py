@@ -27,10 +27,13 @@ if TYPE_CHECKING:
     from airflow_provider_datasphere.client.jobs import DataSphereClient
     from airflow_provider_datasphere.client.outcome import JobHandle
     from airflow_provider_datasphere.client.waiting import Ended
+    from airflow_provider_datasphere.client.watch import Narrator
     from airflow_provider_datasphere.compat import Context
 
 #: How many transient errors in a row one poke waits out before it leaves the job to the next poke.
 ATTEMPTS_PER_POKE = 3
+#: A deferred sensor polls no more often than this, whatever its ``poke_interval``, seconds.
+SHORTEST_DEFERRED_PAUSE = 1.0
 
 
 class DataSphereJobSensor(BaseSensorOperator):
@@ -49,7 +52,8 @@ class DataSphereJobSensor(BaseSensorOperator):
     :param skip_on_exit_code: return code or codes that skip the task.
     :param fail_on_missing_outputs: fail when the program didn't make a declared output.
     :param datasphere_conn_id: the connection. (templated)
-    :return: the ``result`` mapping, as the operator's XCom.
+    :return: the ``result`` mapping, as the operator's XCom of that key; pushed under that key as well, also when the
+        sensor fails or skips.
     :raises JobFailedError: and the other classes of a job's failure, not retried.
     """
 
@@ -77,24 +81,27 @@ class DataSphereJobSensor(BaseSensorOperator):
         self.skip_on_exit_code = skip_on_exit_code
         self.fail_on_missing_outputs = fail_on_missing_outputs
         self.datasphere_conn_id = datasphere_conn_id
+        self._client: DataSphereClient | None = None
+        self._narrator: Narrator | None = None
 
     def execute(self, context: Context) -> Any:
         if not self.deferrable:
             return super().execute(context)
         with self._skips_softly():
-            result = self._look()
+            result = self._look(context)
         if result is not None:
             return result
 
         from airflow_provider_datasphere.triggers.jobs import DataSphereJobTrigger
 
-        self.log.info("Waiting for job %s in the triggerer.", self.job_id)
+        handle = self._handle()
+        self.log.info("Waiting for job %s in the triggerer.", handle.job_id)
         return self.defer(
             trigger=DataSphereJobTrigger(
-                job_id=self.job_id,
-                operation_id=self.operation_id or None,
+                job_id=handle.job_id,
+                operation_id=handle.operation_id,
                 datasphere_conn_id=self.datasphere_conn_id,
-                poll_interval=max(1.0, float(self.poke_interval)),
+                poll_interval=max(SHORTEST_DEFERRED_PAUSE, float(self.poke_interval)),
             ),
             method_name="execute_complete",
             timeout=timedelta(seconds=self.timeout),
@@ -102,7 +109,7 @@ class DataSphereJobSensor(BaseSensorOperator):
 
     def poke(self, context: Context) -> bool | PokeReturnValue:
         with self._skips_softly():
-            result = self._look()
+            result = self._look(context)
         return PokeReturnValue(is_done=True, xcom_value=result) if result is not None else False
 
     def execute_complete(self, context: Context, event: dict[str, Any] | None = None) -> Any:
@@ -116,26 +123,33 @@ class DataSphereJobSensor(BaseSensorOperator):
             with translated(final=True):
                 from airflow_provider_datasphere.client.watch import watch
 
-                client = DataSphereHook(self.datasphere_conn_id).get_conn()
-                return self._result(client, watch(client, self._handle(), logger=self.log))
+                client = self._connect()
+                return self._result(context, client, watch(client, self._handle(), logger=self.log))
 
-    def _look(self) -> dict[str, Any] | None:
+    def _look(self, context: Context) -> dict[str, Any] | None:
         """The result of an ended job; ``None`` while it runs."""
         from airflow_provider_datasphere.client.logs import LogTail
         from airflow_provider_datasphere.client.waiting import Waiting
         from airflow_provider_datasphere.client.watch import Narrator, look
 
-        client = DataSphereHook(self.datasphere_conn_id).get_conn()
         handle = self._handle()
         waiting = Waiting(handle)
-        narrator = Narrator(self.log)
         with translated(final=True):
+            client = self._connect()
+            # Kept from poke to poke where they share a process, so that only changes are told.
+            if self._narrator is None:
+                self._narrator, self._tail = Narrator(self.log), LogTail()
             while waiting.ended is None:
-                look(client, handle, waiting, narrator, LogTail(), lambda line: self.log.info("%s", line))
+                look(client, handle, waiting, self._narrator, self._tail, lambda line: self.log.info("%s", line))
                 if waiting.still_running or (waiting.failures >= ATTEMPTS_PER_POKE and not waiting.refused):
                     return None
                 client.pause(waiting.delay if waiting.ended is None else 0)
-            return self._result(client, waiting.ended)
+            return self._result(context, client, waiting.ended)
+
+    def _connect(self) -> DataSphereClient:
+        if self._client is None:
+            self._client = DataSphereHook(self.datasphere_conn_id).get_conn()
+        return self._client
 
     @contextmanager
     def _skips_softly(self) -> Iterator[None]:
@@ -156,7 +170,7 @@ class DataSphereJobSensor(BaseSensorOperator):
         operation_id = self.operation_id if self.operation_id not in ("", "None") else None
         return JobHandle(self.job_id, operation_id)
 
-    def _result(self, client: DataSphereClient, ended: Ended) -> dict[str, Any]:
+    def _result(self, context: Context, client: DataSphereClient, ended: Ended) -> dict[str, Any]:
         from airflow_provider_datasphere.client.outcome import Policy, judge
 
         outcome = judge(
@@ -166,10 +180,14 @@ class DataSphereJobSensor(BaseSensorOperator):
             Policy.of(fail_on_missing_outputs=self.fail_on_missing_outputs, skip_on_exit_code=self.skip_on_exit_code),
             link=client.job_link(self.job_id, ended.job.project_id if ended.job else None),
         )
+        result = outcome.result.to_dict()
+        # Under the operator's key too, and before a failure: whoever handles it finds the result in one place.
+        context["ti"].xcom_push(key="result", value=result)
         for warning in outcome.warnings:
             self.log.warning("%s", warning)
         if outcome.skip is not None:
             raise AirflowSkipException(outcome.skip)
         if outcome.error is not None:
             raise airflow_side(outcome.error, final=True)
-        return outcome.result.to_dict()
+        self.log.info("Job %s succeeded with %d output files.", self.job_id, len(outcome.result.output_files))
+        return result

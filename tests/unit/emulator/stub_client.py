@@ -58,8 +58,9 @@ class Client:
         deadline = time.monotonic() + DEADLINE
         while not operation.done:
             assert time.monotonic() < deadline, operation
-            time.sleep(0.02)
             operation = self.operation(operation.id)
+            if not operation.done:
+                time.sleep(0.02)
         return operation
 
     def clone(

@@ -50,6 +50,18 @@ def test_viewer_sees_and_changes_nothing(emulator: Emulator) -> None:
         viewer.call("DeleteAllData", project_id=emulator.project_id)
 
 
+def test_role_of_readers_is_a_setting(emulator: Emulator) -> None:
+    emulator.settings.read_role = "developer"
+    job_id = emulator.create_scripted_job(Script(), execute=True)
+    viewer, developer = member(emulator, "viewer"), member(emulator, "developer")
+    for method in ("Get", "ReadLogs"):
+        with Refused("PERMISSION_DENIED", "developer"):
+            list(viewer.call(method, job_id=job_id)) if method == "ReadLogs" else viewer.call(method, job_id=job_id)
+    with Refused("PERMISSION_DENIED"):
+        viewer.operation(emulator.operation_of(job_id))
+    assert developer.call("Get", job_id=job_id).id == job_id
+
+
 def test_strangers_see_nothing(emulator: Emulator) -> None:
     source = emulator.create_scripted_job(Script(), execute=True)
     emulator.wait_job(source)

@@ -154,3 +154,17 @@ def test_many_streams_on_one_loop(client: Client, emulator: Emulator) -> None:
     for stream in streams:
         assert [message.content for answer in stream for message in answer.logs] == [b"x\n", b"y\n"]
     assert emulator.journal.count("ReadLogs", code="OK") == 50
+
+
+def test_streams_may_end_at_any_time(client: Client, emulator: Emulator) -> None:
+    emulator.settings.log_stream_seconds = 0.2
+    script = Script(log=[LogLine(at / 10, f"{at}\n") for at in range(8)])
+    job_id = emulator.create_scripted_job(script, execute=True)
+    offset, content, streams = 0, b"", 0
+    while content.count(b"\n") < 8:
+        streams += 1
+        for answer in client.call("ReadLogs", job_id=job_id, offset=offset):
+            offset = answer.offset
+            content += b"".join(message.content for message in answer.logs)
+    assert content == b"0\n1\n2\n3\n4\n5\n6\n7\n"
+    assert streams > 1

@@ -112,3 +112,21 @@ def test_many_at_once(client: Client, emulator: Emulator) -> None:
         assert client.done(operation).HasField("response")
     assert {job.status for job in emulator.jobs(parent=source)} == {Status.SUCCESS}
     assert len(emulator.jobs(parent=source)) == count
+
+
+def test_no_capacity(client: Client, emulator: Emulator) -> None:
+    script = Script(preparing_seconds=0.2, error=("RESOURCE_EXHAUSTED", "No hosts."), error_in="PREPARING")
+    job_id = emulator.create_scripted_job(script)
+    assert client.failed(client.call("Execute", job_id=job_id)) == (8, "No hosts.")
+    assert not emulator.job(job_id).HasField("started_at")
+
+
+def test_error_shows_before_the_operation_is_done(client: Client, emulator: Emulator) -> None:
+    job_id = emulator.create_scripted_job(Script(error=(13, "Rolling back."), error_ahead_seconds=0.4))
+    operation = client.call("Execute", job_id=job_id)
+    seen = set()
+    while not operation.done:
+        operation = client.operation(operation.id)
+        seen.add((operation.done, operation.HasField("error")))
+        time.sleep(0.02)
+    assert {(False, True), (True, True)} <= seen

@@ -1,0 +1,47 @@
+"""A key's mark in a job's description."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airflow_provider_datasphere.client.key import MAX_DESC_CHARACTERS, Key, retries_of
+
+KEY = Key(("dag", "run", "task", -1, 2), "dag.task manual__2026-11-22", retries=2)
+
+
+@given(desc=st.none() | st.text(max_size=400), label=st.text(max_size=400), retries=st.integers(0, 10_000))
+def test_the_mark_fits_and_is_found_whatever_people_write(desc: str | None, label: str, retries: int) -> None:
+    key = Key(("dag", "run", "task", -1, 2), label, retries)
+    described = key.describe(desc)
+    assert len(described) <= MAX_DESC_CHARACTERS
+    assert key.token in described
+    assert retries_of(described) == retries
+
+
+@given(desc=st.text(max_size=400), label=st.text(max_size=100))
+def test_a_mark_inherited_from_the_source_is_replaced(desc: str, label: str) -> None:
+    inherited = Key(("other",), label, retries=7)
+    described = KEY.describe(inherited.describe(desc))
+    assert inherited.token not in described
+    assert KEY.token in described
+    assert retries_of(described) == 2
+    assert KEY.describe(described) == described
+
+
+def test_people_can_read_it() -> None:
+    described = KEY.describe("Nightly training")
+    assert described == f"Nightly training [dag.task manual__2026-11-22 {KEY.token} retries:2]"
+    assert KEY.describe(None) == f"[dag.task manual__2026-11-22 {KEY.token} retries:2]"
+
+
+def test_a_description_that_looks_like_a_mark_is_not_taken_for_it() -> None:
+    assert retries_of(KEY.describe("tune retries:9] soon")) == 2
+    assert retries_of("retries:9]") is None
+
+
+def test_each_generation_has_its_token() -> None:
+    other = Key(("dag", "run", "task", -1, 3), KEY.label, 2)
+    assert other.token != KEY.token
+    assert Key(KEY.parts, "another label", retries=5).token == KEY.token
+    assert KEY.for_try(1).token != KEY.for_try(2).token != KEY.token
