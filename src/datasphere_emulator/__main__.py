@@ -89,6 +89,9 @@ def main(arguments: list[str] | None = None) -> int:
         certificate_hosts=options.certificate_host,
         keep_programs=options.state_dir is not None,
     )
+    if options.ready_file is not None:
+        # One that a killed emulator left would be taken for ours.
+        options.ready_file.unlink(missing_ok=True)
     try:
         asyncio.run(_serve(emulator, options.ready_file))
     except OSError as error:
@@ -102,15 +105,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 async def _serve(emulator: Emulator, ready_file: Path | None) -> None:
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stopped.set)
     await emulator.serve()
     facts = describe(emulator)
     print(_greeting(facts), flush=True)
     if ready_file is not None:
         _write_private(ready_file, json.dumps(facts, indent=2))
-    stopped = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stopped.set)
     await stopped.wait()
     running = sum(record.active for record in emulator.core.registry)
     if running and facts["state_dir_kept"]:

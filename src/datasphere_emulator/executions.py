@@ -167,5 +167,4 @@ class Executions:
         files = [*job.output_files, *job.log_files, *job.diagnostic_files]
         job.data_size_bytes += sum(file.size_bytes for file in files)
         set_time(job.finished_at, time.time() if ending.time is None else ending.time)
-        record.active = False
         self._jobs.ended(record, ending.return_code, error)

@@ -6,6 +6,7 @@ import asyncio
 import shutil
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -63,7 +64,16 @@ class Jobs:
         self.service_agent_token = service_agent_token
         self._folder = folder
         self._records = {id: JobRecord.from_json(value) for id, value in store.all("job").items()}
-        self._series = {id: ScriptSeries.from_json(value) for id, value in store.all("series").items()}
+        positions = store.all("series_position")
+        self._series = {
+            id: ScriptSeries.from_json(scripts, positions.get(id, 0)) for id, scripts in store.all("series").items()
+        }
+        for record in self._records.values():
+            if record.series_id and record.executions:
+                record.script = self._series[record.series_id].scripts[record.script_number]
+        self._active: Counter[str] = Counter(
+            record.job.project_id for record in self._records.values() if record.active
+        )
         self._logs: dict[str, JobLog] = {}
         self._sequence = max((record.sequence for record in self._records.values()), default=0)
         self.operations = Operations(
@@ -136,17 +146,21 @@ class Jobs:
         record.executions += 1
         record.execute_time = time.time()
         record.active = True
+        self._active[record.job.project_id] += 1
         record.job.status = jobs_pb2.JobStatus.PREPARING
         if record.series_id:
             series = self._series[record.series_id]
-            record.script = series.take()
+            record.script_number = series.take()
+            record.script = series.scripts[record.script_number]
             record.script_position = 0
-            self.store.put("series", record.series_id, series.to_json())
+            self.store.put("series_position", record.series_id, series.position)
         self.save(record)
         self.executions.start(record)
 
     def ended(self, record: JobRecord, return_code: int, error: tuple[int, str] | None) -> None:
         """Write down the end of a job's execution, and end its operation."""
+        record.active = False
+        self._active[record.job.project_id] -= 1
         with self.store.transaction():
             self.save(record)
             operation = self.operations.record(record.operation_id)
@@ -155,6 +169,10 @@ class Jobs:
             else:
                 self.operations.end(operation, self.execution_response(record, return_code))
         self.log(record.id).wake()
+
+    def running(self, project_id: str) -> int:
+        """How many jobs of a project run."""
+        return self._active[project_id]
 
     @staticmethod
     def has_ended(record: JobRecord) -> bool:

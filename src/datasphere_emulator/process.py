@@ -120,7 +120,6 @@ class ProcessRun:
 
     async def _prepare(self) -> None:
         execution, parameters = self._execution, self._workspace.parameters
-        execution.set_status(JobStatus.PREPARING)
         begin = time.time()
         execution.log.system(begin, "Preparing the environment.")
         environment = parameters.env

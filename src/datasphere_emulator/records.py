@@ -57,7 +57,8 @@ class JobRecord:
     :param execute_time: when it was, seconds since the epoch.
     :param active: whether an execution is going on (the status alone can't tell: scripts show unknown numbers).
     :param series_id: the scripts that it and its forks act, "" for a real program.
-    :param script: the one its current execution acts.
+    :param script_number: which of them its execution acts.
+    :param script: that one.
     :param script_position: how many of that script's events have happened.
     :param cancel: what was asked last, None if nobody did.
     :param progress: last progress message.
@@ -71,6 +72,7 @@ class JobRecord:
     execute_time: float = 0.0
     active: bool = False
     series_id: str = ""
+    script_number: int = 0
     script: Script | None = None
     script_position: int = 0
     cancel: Cancel | None = None
@@ -85,7 +87,7 @@ class JobRecord:
         """Plain JSON values."""
         values = dict(vars(self))
         values["job"] = _encode(self.job)
-        values["script"] = self.script.to_json() if self.script else None
+        del values["script"]  # found again by its number
         values["cancel"] = dataclasses.asdict(self.cancel) if self.cancel else None
         values["progress"] = _encode(self.progress) if self.progress else None
         return values
@@ -95,7 +97,6 @@ class JobRecord:
         """The opposite of :meth:`to_json`."""
         values = dict(values)
         values["job"] = jobs_pb2.Job.FromString(base64.b64decode(values["job"]))
-        values["script"] = Script.from_json(values["script"]) if values["script"] else None
         values["cancel"] = Cancel(**values["cancel"]) if values["cancel"] else None
         if values["progress"]:
             values["progress"] = jobs_pb2.JobProgress.FromString(base64.b64decode(values["progress"]))
@@ -146,20 +147,20 @@ class ScriptSeries:
     scripts: list[Script]
     position: int = 0
 
-    def take(self) -> Script:
-        """The script of the next execution."""
-        script = self.scripts[min(self.position, len(self.scripts) - 1)]
+    def take(self) -> int:
+        """Number of the next execution's script."""
+        number = min(self.position, len(self.scripts) - 1)
         self.position += 1
-        return script
+        return number
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return {"scripts": [script.to_json() for script in self.scripts], "position": self.position}
+    def to_json(self) -> list[Any]:
+        """The scripts as plain JSON values; the position is stored apart, as it changes all the time."""
+        return [script.to_json() for script in self.scripts]
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> ScriptSeries:
+    def from_json(cls, scripts: list[Any], position: int) -> ScriptSeries:
         """The opposite of :meth:`to_json`."""
-        return cls([Script.from_json(script) for script in values["scripts"]], values["position"])
+        return cls([Script.from_json(script) for script in scripts], position)
 
 
 @dataclasses.dataclass

@@ -45,8 +45,6 @@ class ScriptedRun:
         """Act it; times count from Execute, so that after a restart the script is where it would have been."""
         execution, script, record = self._execution, self._script, self._record
         begin = record.execute_time
-        if not record.job.HasField("started_at"):
-            execution.set_status(JobStatus.PREPARING)
         begin += script.preparing_seconds
         if await execution.sleep(begin - time.time()):
             return self._cancelled()

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 #: Largest request, bytes: a job's parameters may be big, and a test may want to see what a client does.
 _MAX_REQUEST = 64 << 20
+_MAX_PENDING = 1_000_000
 
 
 @dataclasses.dataclass
@@ -65,8 +66,11 @@ class Servers:
             interceptors=[JournalInterceptor(core.journal, core.faults, core.iam)],
             options=[
                 ("grpc.max_concurrent_streams", core.settings.max_concurrent_streams),
-                # Otherwise bursts within that limit are refused as well, while ended streams are being cleaned away.
+                # Otherwise grpc drops calls of a burst: within that limit while ended streams are being cleaned away,
+                # and beyond a thousand that wait for this loop.
                 ("grpc.http.overload_protection", 0),
+                ("grpc.server.max_pending_requests", _MAX_PENDING),
+                ("grpc.server.max_pending_requests_hard_limit", _MAX_PENDING),
                 ("grpc.max_receive_message_length", _MAX_REQUEST),
                 ("grpc.max_send_message_length", -1),
                 # Two servers on one port would share the calls between them instead of failing to start.

@@ -184,7 +184,7 @@ class JobService:
         if missing := missing_uploads(record.job, self._jobs.storage):
             raise precondition(f"Files of job {job_id} are not uploaded: {', '.join(f.desc.path for f in missing)}.")
         limit = self._settings.max_running_jobs
-        running = sum(other.active and other.job.project_id == record.job.project_id for other in self._jobs)
+        running = self._jobs.running(record.job.project_id)
         if limit is not None and running >= limit:
             raise Refused(self._settings.quota_code, f"Quota of running jobs is exceeded: {running} of {limit} run.")
         record.job.actual_cloud_instance_type.name = record.job.job_parameters.cloud_instance_types[0].name

@@ -156,6 +156,8 @@ class Storage:
             with self._lock:
                 self._generated[key] = known
         recipe = self._recipe(project, known)
+        if recipe.exists():
+            return known, size
         recipe.parent.mkdir(parents=True, exist_ok=True)
         recipe.write_text(json.dumps({"seed": key[0], "size": size}))
         return known, size

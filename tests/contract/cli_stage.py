@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 import textwrap
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from typing import Any
 from datasphere_emulator import Emulator
 from harness.package_index import package_index
 from harness.redirected_hosts import PUBLIC_HOST
-from harness.sdk_venv import Cli, Command, SdkVenv
+from harness.sdk_venv import PATIENCE, Cli, Command, SdkVenv
 
 LAUNCHER = Path(__file__).parents[1] / "harness" / "cli_launcher.py"
 #: Set where the public hosts lead to the loopback interface, so that the CLI needs no change at all.
@@ -39,7 +40,9 @@ class Stage:
         """Start a command in the folder."""
         return self.cli.start(*arguments, cwd=self.folder, environment=environment)
 
-    def run(self, *arguments: str | Path, code: int = 0, environment: Mapping[str, str | None] | None = None) -> Command:
+    def run(
+        self, *arguments: str | Path, code: int = 0, environment: Mapping[str, str | None] | None = None
+    ) -> Command:
         """Run a command to its end, which must be with this exit code."""
         return self.start(*arguments, environment=environment).end(code)
 
@@ -84,6 +87,16 @@ class Stage:
 
 
 _numbers = itertools.count(1)
+
+
+def until(condition: Callable[[], Any]) -> None:
+    """Wait for a condition."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, f"It takes more than {PATIENCE} s."
+        time.sleep(0.05)
+
+
 Scenario = Callable[[Stage], None]
 
 
@@ -105,13 +118,12 @@ def theatre(folder: Path) -> Iterator[Callable[[str], Stage]]:
     """An emulator and the CLI; gives what makes a stage of a name."""
     venv = SdkVenv().create()
     with ExitStack() as stack:
+        options: dict[str, Any] = {}
+        words = [venv.python, LAUNCHER]
         if REDIRECTED:
             names = ("*.api.cloud.yandex.net", "pypi.org")
-            options: dict[str, Any] = {"port": 443, "public_host": PUBLIC_HOST, "certificate_hosts": names}
+            options = {"port": 443, "public_host": PUBLIC_HOST, "certificate_hosts": names}
             words = [venv.command]
-        else:
-            options = {}
-            words = [venv.python, LAUNCHER]
         emulator = stack.enter_context(Emulator(**options))
         cli = Cli(words, folder / "commands", environment_of(emulator))
         asked = None

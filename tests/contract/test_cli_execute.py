@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zipfile
 
-from contract.cli_stage import Stage, scenario
-from datasphere_emulator import Emulator
 from yandex.cloud.datasphere.v2.jobs import jobs_pb2
+
+from contract.cli_stage import Stage, scenario, until
 
 CONNECTOR = "bt10123456789abcdefg"
 
@@ -217,13 +216,11 @@ def test_execute_async_then_attach(stage: Stage) -> None:
     job_id, operation_id = stage.ask_execution("execute", "-p", stage.project_id, "-c", "config.yaml")
     assert stage.emulator.operation_of(job_id) == operation_id
     stage.emulator.wait_job(job_id, "EXECUTING")
-    while "before" not in stage.log(job_id):
-        pass
+    until(lambda: "before" in stage.log(job_id))
 
     command = stage.start("project", "job", "attach", "--id", job_id)
     command.until("executing job")
-    while not stage.emulator.journal.count("ReadLogs", job_id=job_id):
-        pass
+    until(lambda: stage.emulator.journal.count("ReadLogs", job_id=job_id))
     (reading,) = stage.emulator.journal.calls("ReadLogs", job_id=job_id)
     assert int((reading.request or {})["offset"]) == -1
     entity = stage.ask("project", "job", "get", "--id", job_id)
@@ -269,35 +266,3 @@ def test_execute_ends_with_the_program_error(stage: Stage) -> None:
     job = stage.emulator.job(stage.only_job())
     assert job.status == jobs_pb2.ERROR
     assert [error.output_file_desc.path for error in job.file_errors] == ["nowhere.txt", "nothing"]
-
-
-@scenario
-def test_execute_outlives_a_restart_of_the_emulator(stage: Stage) -> None:
-    from harness.sdk_venv import Cli
-
-    from contract.cli_stage import LAUNCHER, REDIRECTED, environment_of
-
-    if REDIRECTED:
-        return  # the port of the service is the other emulator's
-    from harness.sdk_venv import SdkVenv
-
-    with Emulator(state_dir=stage.folder / "state") as emulator:
-        words = [SdkVenv().python, LAUNCHER]
-        cli = Cli(words, stage.folder / "commands", environment_of(emulator))
-        stage = Stage(emulator, cli, stage.folder, emulator.project_id)
-        stage.write({
-            "config.yaml": f"""\
-                cmd: echo before; while [ ! -e {stage.go} ]; do sleep 0.05; done; echo after; echo made > out.txt
-                outputs: [out.txt]
-            """,
-        })  # fmt: skip
-        command = stage.start("project", "job", "execute", "-p", stage.project_id, "-c", "config.yaml")
-        command.until("before")
-        job_id = stage.only_job()
-        emulator.kill()
-        stage.go.touch()
-        emulator.start()
-        command.end()
-        assert command.log("stdout.txt") == "before\nafter\n"
-        assert stage.read("out.txt") == "made\n"
-        assert emulator.executions(job_id) == 1

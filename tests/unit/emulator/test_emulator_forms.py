@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 import subprocess
 import sys
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -19,9 +22,6 @@ from datasphere_emulator import Emulator, Script, Settings
 from datasphere_emulator.__main__ import main
 from datasphere_emulator.control import ControlClient
 from unit.emulator.stub_client import Client, Refused
-
-if TYPE_CHECKING:
-    pass
 
 pytest_plugins = ["pytester"]
 
@@ -299,3 +299,37 @@ def test_fixtures(pytester: pytest.Pytester) -> None:
     )
     result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "-p", "no:airflow")
     result.assert_outcomes(passed=2)
+
+
+def test_no_call_of_a_burst_is_dropped(emulator: Emulator) -> None:
+    # grpc refuses what waits longer than its queues unless told otherwise: 100 streams a connection, 1000 calls in all.
+    job_id = emulator.create_scripted_job(Script(log=["x"]), execute=True)
+    emulator.wait_job(job_id)
+    assert emulator.root_certificates is not None
+    credentials = grpc.ssl_channel_credentials(emulator.root_certificates.read_bytes())
+    metadata = (("authorization", f"Bearer {emulator.iam_token}"),)
+    options = [("grpc.use_local_subchannel_pool", 1)]
+
+    async def read(stub: Any) -> int:
+        request = project_job_service_pb2.ReadProjectJobLogsRequest(job_id=job_id)
+        return len([answer async for answer in stub.ReadLogs(request, metadata=metadata)])
+
+    async def burst() -> list[int]:
+        channels = [grpc.aio.secure_channel(emulator.endpoint, credentials, options=options) for _ in range(15)]
+        stubs = [project_job_service_pb2_grpc.ProjectJobServiceStub(channel) for channel in channels]
+        found = await asyncio.gather(*[read(stub) for stub in stubs for _ in range(150)])
+        for channel in channels:
+            await channel.close()
+        return found
+
+    assert asyncio.run(burst()) == [1] * (15 * 150)
+
+
+def test_every_setting_is_documented_with_its_default() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "emulator.md").read_text()
+    documented = {}
+    for line in text.partition("## Settings")[2].partition("\n## ")[0].splitlines():
+        if line.startswith("| `"):
+            names, default = line.split("|")[1:3]
+            documented.update(dict.fromkeys(re.findall(r"`(\w+)`", names), json.loads(default.strip(" `"))))
+    assert documented == json.loads(json.dumps(Settings().to_json()))
