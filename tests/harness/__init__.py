@@ -10,7 +10,7 @@ from harness.airflow import RealAirflow
 from harness.api import ApiError
 from harness.dagtest import DagResult, run_dags
 from harness.home import free_port
-from harness.venvs import NEWEST, AirflowVenv, find_python, uv
+from harness.venvs import NEWEST, AirflowVenv, airflow_venv, find_python, uv
 
 __all__ = [
     "NEWEST",
@@ -18,6 +18,7 @@ __all__ = [
     "ApiError",
     "DagResult",
     "RealAirflow",
+    "airflow_venv",
     "find_python",
     "free_port",
     "run_dags",

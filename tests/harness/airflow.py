@@ -19,7 +19,7 @@ import psutil
 from harness.api import Api, Api2, ApiError, Json
 from harness.components import Components
 from harness.home import AirflowHome
-from harness.venvs import NEWEST, AirflowVenv
+from harness.venvs import NEWEST, airflow_venv
 
 END_STATES = frozenset({"success", "failed", "skipped", "upstream_failed", "removed"})
 _HEALTH_NAMES = {"scheduler": "scheduler", "triggerer": "triggerer", "dag-processor": "dag_processor"}
@@ -40,7 +40,6 @@ class RealAirflow:
     :param connections: connection id → its fields (``conn_type``, ``host``, …, ``extra`` as a mapping)
     :param env: further environment variables of all components
     :param components: what to start; default: everything this version has
-    :param venv: an environment other than the usual one of this version
     """
 
     def __init__(
@@ -51,10 +50,8 @@ class RealAirflow:
         connections: Mapping[str, Mapping[str, Json]] | None = None,
         env: Mapping[str, str] | None = None,
         components: Sequence[str] | None = None,
-        venv: AirflowVenv | None = None,
     ) -> None:
         self.version = version
-        self.venv = venv or AirflowVenv(version)
         self.is_2 = version.startswith("2.")
         self._dags = dags or {}
         self._connections = connections or {}
@@ -65,9 +62,8 @@ class RealAirflow:
     # ---- life ----
 
     def __enter__(self) -> RealAirflow:
-        self.venv.create()
         folder = Path(tempfile.mkdtemp(prefix=f"airflow-{self.version}-")).resolve()
-        self.home = AirflowHome(self.venv, folder, self._connection_variables() | dict(self._env))
+        self.home = AirflowHome(airflow_venv(self.version), folder, self._connection_variables() | dict(self._env))
         self.components = Components(self.home)
         self.api: Api = (Api2 if self.is_2 else Api)(f"http://127.0.0.1:{self.home.port}")
         try:

@@ -37,11 +37,15 @@ class Api:
 
         :raises ApiError: an answer of 400 or above
         """
-        for attempt in range(2):
-            response = self.session.request(method, f"{self.base}{self.prefix}{path}", timeout=60, **options)
-            if response.status_code != 401 or attempt:
+        for attempt in range(3):
+            response = self.session.request(method, f"{self.base}{self.prefix}{path}", timeout=120, **options)
+            if response.status_code == 401 and not attempt:
+                self.log_in()
+            elif response.status_code == 500:
+                # A dozen processes write to one SQLite file; who has waited too long for it is refused, without effect.
+                time.sleep(0.5)
+            else:
                 break
-            self.log_in()
         if response.status_code >= 400:
             raise ApiError(response.status_code, response.text)
         return response

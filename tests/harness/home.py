@@ -71,7 +71,7 @@ class AirflowHome:
             ("core", "min_serialized_dag_fetch_interval"): 0,
             ("core", "fernet_key"): _SECRET,
             ("core", "test_connection"): "Enabled",
-            ("database", "sql_alchemy_conn"): f"sqlite:///{self.database}?timeout=60",
+            ("database", "sql_alchemy_conn"): f"sqlite:///{self.database}?timeout=30",
             ("logging", "base_log_folder"): self.path / "logs",
             ("logging", "worker_log_server_port"): self.log_port,
             ("logging", "trigger_log_server_port"): self.trigger_log_port,

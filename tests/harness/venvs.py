@@ -6,7 +6,6 @@ import fcntl
 import functools
 import hashlib
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -20,7 +19,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 CACHE = PROJECT / ".venvs"
 CONSTRAINTS = {
     "3.0": ["fastapi<0.117", "pydantic<2.12", "pyjwt<2.11"],
-    "3.2": ["pydantic<2.13"],
+    "3.2": ["fastapi<0.137"],
 }
 """Where an Airflow's API server doesn't run with the newest packages that its own metadata allow; as its published
 constraints have them."""
@@ -74,61 +73,57 @@ def locked(path: Path) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class AirflowVenv:
-    """An environment with one Airflow version, this project (editable, with the emulator) and further packages.
+    """An environment that holds an Airflow of this version."""
 
-    :param version: an Airflow version, "2.11.2"
-    :param packages: requirements on top
-    :param python: interpreter versions to choose from, best first; default: what that Airflow supports
-    """
-
+    path: Path
     version: str
-    packages: Sequence[str] = ()
-    python: Sequence[str] = ()
-
-    @property
-    def is_development(self) -> bool:
-        """Whether the environment that runs this code serves; it holds the newest Airflow already."""
-        return self.version == NEWEST and not self.packages and not self.python
-
-    @property
-    def path(self) -> Path:
-        if self.is_development:
-            return Path(sys.prefix)
-        extra = "-".join(re.sub(r"[^a-z0-9.]+", "-", package.lower()) for package in self.packages)
-        python = f"py{self.python[0]}" if self.python else ""
-        return CACHE / "-".join(filter(None, ["airflow", self.version, python, extra]))
 
     @property
     def bin(self) -> Path:
         return self.path / "bin"
 
-    @property
-    def supported_pythons(self) -> Sequence[str]:
-        """Interpreter versions this Airflow runs on: 2.11 and 3.0 end at 3.12."""
-        known = ["3.11", "3.12", "3.10"]
-        return self.python or (known if self.version.startswith(("2.", "3.0.")) else [*known, "3.13"])
+    @classmethod
+    def create(cls, path: Path, version: str, pythons: Sequence[str] = ()) -> AirflowVenv:
+        """Make an empty environment with an interpreter that this Airflow supports, or keep the one that is there.
 
-    def create(self) -> AirflowVenv:
-        """Make the environment if it is missing or older than pyproject.toml; seconds with a warm cache.
-
-        :raises RuntimeError: no suitable interpreter, or the packages do not resolve
+        :param pythons: interpreter versions to choose from, best first; default: what that Airflow runs on
+        :raises RuntimeError: this machine has no suitable interpreter
         """
-        if self.is_development:
-            return self
-        # What follows [tool.…] configures linters and tests.
-        metadata = (PROJECT / "pyproject.toml").read_text().partition("[tool.")[0]
-        wanted = hashlib.sha256(f"{metadata}{self!r}{CONSTRAINTS}".encode()).hexdigest()
-        mark = self.path / ".harness"
-        with locked(CACHE / f".{self.path.name}.lock"):
-            if mark.exists() and mark.read_text() == wanted:
-                return self
-            python = find_python(*self.supported_pythons)
-            if python is None:
-                raise RuntimeError(f"Airflow {self.version} needs Python {' or '.join(self.supported_pythons)}")
-            uv("venv", "--quiet", "--clear", "--no-python-downloads", "--python", python, self.path)
-            airflow = [f"apache-airflow=={self.version}", *CONSTRAINTS.get(self.version.rpartition(".")[0], ())]
-            wanted_packages = [*airflow, "--editable", f"{PROJECT}[emulator]", *self.packages]
-            # Outside the project folder, so that [tool.uv] of pyproject.toml does not loosen the resolution.
-            uv("pip", "install", "--python", self.bin / "python", *wanted_packages, cwd=Path("/"))
+        # Airflow 2.11 and 3.0 end at Python 3.12.
+        newer = [] if version.startswith(("2.", "3.0.")) else ["3.13"]
+        suitable = list(pythons) or ["3.11", "3.12", "3.10", *newer]
+        python = find_python(*suitable)
+        if python is None:
+            raise RuntimeError(f"Airflow {version} needs Python {' or '.join(suitable)}")
+        uv("venv", "--quiet", "--allow-existing", "--no-python-downloads", "--python", python, path)
+        return cls(path, version)
+
+    def install(self, *requirements: str | Path) -> None:
+        """Install beside this version of Airflow, with pip's rules; options of ``uv pip install`` may be among them.
+
+        :raises RuntimeError: the requirements contradict each other
+        """
+        constraints = CONSTRAINTS.get(self.version.rpartition(".")[0], ())
+        airflow = [f"apache-airflow=={self.version}", *constraints]
+        # Outside the project folder, so that [tool.uv] of pyproject.toml does not loosen the resolution.
+        uv("pip", "install", "--python", self.bin / "python", *airflow, *requirements, cwd=Path("/"))
+
+
+def airflow_venv(version: str = NEWEST) -> AirflowVenv:
+    """The cached environment of an Airflow version with this project, editable, and the emulator.
+
+    Seconds with a warm cache; made anew when pyproject.toml has changed. The newest Airflow's is the environment that
+    runs this code.
+    """
+    if version == NEWEST:
+        return AirflowVenv(Path(sys.prefix), version)
+    # What follows [tool.…] configures linters and tests.
+    metadata = (PROJECT / "pyproject.toml").read_text().partition("[tool.")[0]
+    wanted = hashlib.sha256(f"{metadata}{CONSTRAINTS}".encode()).hexdigest()
+    path = CACHE / f"airflow-{version}"
+    mark = path / ".harness"
+    with locked(CACHE / f".{path.name}.lock"):
+        if not mark.exists() or mark.read_text() != wanted:
+            AirflowVenv.create(path, version).install("--editable", f"{PROJECT}[emulator]")
             mark.write_text(wanted)
-        return self
+    return AirflowVenv(path, version)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from harness import NEWEST, RealAirflow, run_dags
+from harness import NEWEST, RealAirflow, airflow_venv, run_dags
 
 pytestmark = pytest.mark.airflow
 
@@ -132,7 +132,7 @@ def test_nothing_outlives_an_instance() -> None:
 
 @pytest.mark.parametrize("version", [NEWEST, "2.11.2"])
 def test_the_light_mode_runs_each_dag_of_a_file(version: str) -> None:
-    results = run_dags(SOURCE.replace('Sleep(task_id="sleep")', ""), version=version)
+    results = run_dags(SOURCE.replace('Sleep(task_id="sleep")', ""), venv=airflow_venv(version))
     assert {dag_id: result.state for dag_id, result in results.items()} == {"short": "success", "long": "success"}
     assert results["short"].xcoms["mapped", 0]["return_value"] == {"answer": 42}
     assert results["short"].states["wait", -1] == "success"

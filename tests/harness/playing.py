@@ -1,0 +1,252 @@
+"""Plays the cells of the scenario table on a real Airflow, all at once, and tells what each ended in."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import threading
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from datasphere_emulator import Emulator
+from harness.airflow import RealAirflow
+from harness.scenarios import OUTPUTS, Column, Scenario, Stage
+
+#: How often the events' director looks at the journal, seconds.
+_TICK = 0.05
+_LOOKS = frozenset({"Get", "Operation.Get"})
+#: What differs from run to run.
+_OWN = ("job_id", "started_at", "finished_at")
+
+_DAG = '''
+"""A column of the scenario table: one task per scenario."""
+import json
+import time
+from datetime import datetime, timedelta
+from pathlib import Path
+
+try:
+    from airflow.sdk import DAG
+except ImportError:
+    from airflow import DAG
+
+from airflow_provider_datasphere.hooks.datasphere import DataSphereHook
+from airflow_provider_datasphere.operators.jobs import ForkJobOperator
+from airflow_provider_datasphere.sensors.jobs import DataSphereJobSensor
+
+COLUMN = json.loads(@COLUMN@)
+CELLS = COLUMN["cells"]
+
+
+def forked(name):
+    """The job that a sensor waits for: forked by the sensor's first look at its own arguments."""
+    cell, note = CELLS[name], Path(COLUMN["folder"], name + ".json")
+    if not note.exists():
+        client = DataSphereHook(cell["conn_id"]).get_conn()
+        job = client.fork_job(cell["source"])
+        while cell["ended_first"] and not client.get_job(job.id).done:
+            time.sleep(0.1)
+        note.write_text(json.dumps({"job_id": job.id, "operation_id": job.operation_id}))
+    return json.loads(note.read_text())
+
+
+with DAG(
+    COLUMN["dag_id"],
+    schedule=None,
+    start_date=datetime(2024, 1, 1),
+    user_defined_macros={"forked": forked},
+    default_args={"retries": COLUMN["retries"], "retry_delay": timedelta(seconds=0.1)},
+    render_template_as_native_obj=False,
+):
+    for name, cell in CELLS.items():
+        common = dict(task_id=name, datasphere_conn_id=cell["conn_id"], priority_weight=cell["weight"])
+        if not COLUMN["sensor"]:
+            ForkJobOperator(source_job_id=cell["source"], **common, **cell["arguments"])
+            continue
+        operation = {}
+        if cell["with_operation"]:
+            operation["operation_id"] = "{{ forked(task.task_id)['operation_id'] }}"
+        DataSphereJobSensor(
+            job_id="{{ forked(task.task_id)['job_id'] }}", timeout=600, **operation, **common, **cell["arguments"]
+        )
+'''
+
+
+@dataclass
+class Cell:
+    """One scenario in one column with one number of retries."""
+
+    scenario: Scenario
+    column: Column
+    retries: int
+    subject: str
+    source: str
+    airflow: RealAirflow | None = None
+    run_id: str = ""
+    state: str | None = None
+    tries: int = 0
+
+    @property
+    def dag_id(self) -> str:
+        return f"{self.column.name}_{self.retries}"
+
+    @property
+    def conn_id(self) -> str:
+        return f"{self.dag_id}_{self.scenario.name}"
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """The XCom ``result`` without what differs from run to run."""
+        shown = self.xcom("result")
+        return None if shown is None else {name: value for name, value in shown.items() if name not in _OWN}
+
+    def xcom(self, key: str) -> Any:
+        assert self.airflow is not None
+        return self.airflow.xcom(self.dag_id, self.run_id, self.scenario.name, key)
+
+    @property
+    def log(self) -> str:
+        """The last try's log."""
+        assert self.airflow is not None
+        return self.airflow.task_log(self.dag_id, self.run_id, self.scenario.name, self.tries)
+
+
+@dataclass
+class Play:
+    """All cells of a table on one Airflow.
+
+    :param emulator: plays the service.
+    """
+
+    emulator: Emulator
+    columns: Iterable[Column]
+    scenarios: Iterable[Scenario]
+    retries: Iterable[int] = (0, 1)
+    cells: dict[tuple[str, str, int], Cell] = field(init=False, default_factory=dict)
+    #: What went wrong in an event.
+    errors: list[str] = field(init=False, default_factory=list)
+
+    def __post_init__(self) -> None:
+        # Kept: an open folder's name is all that the DAGs know of it.
+        self._folder = tempfile.TemporaryDirectory(prefix="scenarios-")
+        for column in self.columns:
+            for retries in self.retries:
+                for scenario in self.scenarios:
+                    if column.name in scenario.columns and retries in scenario.retries:
+                        self._add(scenario, column, retries)
+
+    def _add(self, scenario: Scenario, column: Column, retries: int) -> None:
+        emulator = self.emulator
+        subject = emulator.iam.add_service_account(f"{column.name}-{retries}-{scenario.name}")
+        emulator.iam.set_role(subject, emulator.project_id, "developer")
+        source = emulator.create_scripted_job(list(scenario.scripts), outputs=OUTPUTS)
+        if scenario.source_cleared:
+            emulator.clear_data(source)
+        for fault in scenario.faults:
+            emulator.faults.inject(subject=subject, **fault)
+        cell = Cell(scenario, column, retries, subject, source)
+        self.cells[scenario.name, column.name, retries] = cell
+
+    def connections(self) -> dict[str, dict[str, Any]]:
+        """Airflow's connections, for :class:`RealAirflow`."""
+        found = {}
+        for cell in self.cells.values():
+            if cell.scenario.key:
+                key = json.dumps(self.emulator.iam.create_key(cell.subject))
+                extra = self.emulator.connection_extra(iam_token=None, service_account_json=key)
+            else:
+                extra = self.emulator.connection_extra(iam_token=self.emulator.iam.issue_token(cell.subject))
+            found[cell.conn_id] = {"conn_type": "datasphere", "extra": extra}
+        return found
+
+    def dags(self) -> dict[str, str]:
+        """File name → text; a file per column and number of retries, since each task parses its whole file."""
+        columns: dict[str, list[Cell]] = {}
+        for cell in self.cells.values():
+            columns.setdefault(cell.dag_id, []).append(cell)
+        return {
+            dag_id: _DAG.replace("@COLUMN@", repr(json.dumps(self._column(dag_id, cells))))
+            for dag_id, cells in columns.items()
+        }
+
+    def _column(self, dag_id: str, cells: list[Cell]) -> dict[str, Any]:
+        folder = Path(self._folder.name, dag_id)
+        folder.mkdir(exist_ok=True)
+        column = cells[0].column
+        return {
+            "dag_id": dag_id,
+            "folder": str(folder),
+            "sensor": column.sensor,
+            "retries": cells[0].retries,
+            "cells": {cell.scenario.name: self._cell(cell) for cell in cells},
+        }
+
+    def _cell(self, cell: Cell) -> dict[str, Any]:
+        arguments = {**cell.column.arguments, **cell.scenario.arguments}
+        if cell.scenario.poke_interval is not None and arguments.get("mode") == "reschedule":
+            arguments["poke_interval"] = cell.scenario.poke_interval
+        return {
+            "conn_id": cell.conn_id,
+            "source": cell.source,
+            "weight": cell.scenario.weight,
+            "ended_first": cell.scenario.ended_first,
+            "with_operation": cell.column.with_operation,
+            "arguments": arguments,
+        }
+
+    def run(self, airflow: RealAirflow, timeout: float = 600) -> None:
+        """Trigger all columns together, let the events happen, and wait for the end of all."""
+        over = threading.Event()
+        director = threading.Thread(target=self._direct, args=(over,), name="director", daemon=True)
+        director.start()
+        try:
+            dag_ids = sorted({cell.dag_id for cell in self.cells.values()})
+            run_ids = {dag_id: airflow.trigger(dag_id) for dag_id in dag_ids}
+            deadline = time.monotonic() + timeout
+            for dag_id, run_id in run_ids.items():
+                # A run that doesn't end is told by its cells, each for itself.
+                with suppress(TimeoutError):
+                    airflow.wait_run(dag_id, run_id, max(1.0, deadline - time.monotonic()))
+        finally:
+            over.set()
+            director.join()
+        for dag_id, run_id in run_ids.items():
+            instances = {instance["task_id"]: instance for instance in airflow.api.task_instances(dag_id, run_id)}
+            for cell in self.cells.values():
+                if cell.dag_id == dag_id:
+                    instance = instances[cell.scenario.name]
+                    cell.airflow, cell.run_id = airflow, run_id
+                    cell.state, cell.tries = instance["state"], instance["try_number"]
+
+    def _direct(self, over: threading.Event) -> None:
+        """Have each cell's event happen once per job, after the first look at the running job."""
+        waiting = {cell.subject: cell for cell in self.cells.values() if cell.scenario.event is not None}
+        running: dict[str, str] = {}
+        seen = 0
+        since = time.time()
+        while not over.wait(_TICK):
+            # The journal is in the order of arrival; a moment's overlap costs nothing, since calls are numbered.
+            for call in self.emulator.journal.calls(since=since):
+                if call.sequence <= seen or call.subject not in waiting:
+                    continue
+                seen, since = call.sequence, call.time - 1.0
+                if call.method == "Execute":
+                    running[call.subject] = call.job_id
+                elif call.method in _LOOKS and call.subject in running:
+                    self._happen(waiting[call.subject], running.pop(call.subject))
+
+    def _happen(self, cell: Cell, job_id: str) -> None:
+        event = cell.scenario.event
+        assert event is not None
+
+        def act() -> None:
+            try:
+                event(Stage(self.emulator, cell.subject, job_id))
+            except Exception as error:
+                self.errors.append(f"{cell.conn_id}: {error!r}")
+
+        threading.Thread(target=act, name=f"event-{cell.conn_id}", daemon=True).start()
