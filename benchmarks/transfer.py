@@ -36,7 +36,9 @@ from airflow_provider_datasphere.client.http import Http
 
 stored = [
     pb.StorageFile(
-        file=pb.File(desc=pb.FileDesc(path=f["path"]), sha256=f["sha256"], size_bytes=f["size"], compression_type=pb.NONE),
+        file=pb.File(
+            desc=pb.FileDesc(path=f["path"]), sha256=f["sha256"], size_bytes=f["size"], compression_type=pb.NONE
+        ),
         url=f["url"],
     )
     for f in plan["files"]
@@ -63,7 +65,9 @@ from datasphere.api import jobs_pb2 as pb
 from datasphere.files import download_files
 stored = [
     pb.StorageFile(
-        file=pb.File(desc=pb.FileDesc(path=f["path"]), sha256=f["sha256"], size_bytes=f["size"], compression_type=pb.NONE),
+        file=pb.File(
+            desc=pb.FileDesc(path=f["path"]), sha256=f["sha256"], size_bytes=f["size"], compression_type=pb.NONE
+        ),
         url=f["url"],
     )
     for f in plan["files"]

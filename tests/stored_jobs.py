@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import random
 import zipfile
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from airflow_provider_datasphere.client.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
     from typing import Any
 
     from datasphere_emulator import Emulator
@@ -72,3 +74,26 @@ def zipped(files: Mapping[str, bytes], compression: int = zipfile.ZIP_STORED) ->
             info.external_attr = 0o644 << 16
             archive.writestr(info, content, compress_type=compression)
     return buffer.getvalue()
+
+
+def random_bytes(size: int, seed: int = 0) -> bytes:
+    """Bytes that don't compress, the same each time."""
+    return random.Random(seed).randbytes(size)
+
+
+def files_in(folder: Path) -> dict[str, bytes]:
+    """Everything in a folder, hidden or not; directories end with a slash."""
+    return {
+        f"{path.relative_to(folder)}{'/' if path.is_dir() else ''}": b"" if path.is_dir() else path.read_bytes()
+        for path in folder.rglob("*")
+    }
+
+
+def only_files(folder: Path) -> dict[str, bytes]:
+    """The same without the directories."""
+    return {name: content for name, content in files_in(folder).items() if not name.endswith("/")}
+
+
+def gets(emulator: Emulator) -> list[Any]:
+    """The calls in which the storage gave out a file."""
+    return [call for call in emulator.journal.calls("storage.get") if call.effect]

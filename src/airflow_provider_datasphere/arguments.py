@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -16,6 +17,8 @@ def check_literals(operator: Any) -> None:
     :raises JobRequestError: names the field, the value and the way out.
     """
     checks: dict[str, Callable[[Any], object]] = {
+        "name": lambda value: fork.check_text("name", value),
+        "desc": lambda value: fork.check_text("desc", value),
         "args": lambda value: fork.check_strings("args", value),
         "vars": lambda value: fork.check_strings("vars", value),
         "env_vars": lambda value: fork.check_strings("env_vars", value),
@@ -26,6 +29,8 @@ def check_literals(operator: Any) -> None:
         "source_data_ttl": lambda value: fork.parse_ttl("source_data_ttl", value),
     }
     with translated():
+        if is_literal(operator.source_job_id):
+            fork.check_source_job_id(operator.source_job_id)
         for name, check in checks.items():
             value = getattr(operator, name)
             if value is not None and is_literal(value):
@@ -40,7 +45,7 @@ def check_literals(operator: Any) -> None:
 
 
 def check_poll_interval(value: object) -> None:
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or value <= 0:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < math.inf:
         raise JobRequestError(f"poll_interval is {value!r}: give a positive number of seconds.")
 
 

@@ -47,6 +47,13 @@ else:
     XCom = _first("XCom", "airflow.sdk.execution_time.xcom", "airflow.models.xcom")
     conf = _first("conf", "airflow.sdk.configuration", "airflow.configuration")
     ObjectStoragePath = _first("ObjectStoragePath", "airflow.sdk.io.path", "airflow.sdk.io", "airflow.io.path")
+    if not AIRFLOW_V_3_0_PLUS:
+        # Airflow 2 learns the layout of datasphere:// paths from the file system's class, if that is there in time.
+        _first("register_implementation", "fsspec")(
+            "datasphere",
+            _first("DataSphereFileSystem", "airflow_provider_datasphere.filesystems.datasphere"),
+            clobber=True,
+        )
     AirflowException, AirflowFailException, AirflowSkipException, AirflowTaskTimeout, TaskDeferred = (
         _first(name, "airflow.sdk.exceptions", "airflow.exceptions")
         for name in (
@@ -57,6 +64,16 @@ else:
             "TaskDeferred",
         )
     )
+
+
+def current_context() -> Context:
+    """The running task's context, for code that Airflow doesn't give it to.
+
+    :raises Exception: no task is running.
+    """
+    get_current_context = _first("get_current_context", "airflow.sdk.definitions.context", "airflow.operators.python")
+    context: Context = get_current_context()
+    return context
 
 
 def task_state(ti: Any) -> str | None:
@@ -97,6 +114,15 @@ def task_state(ti: Any) -> str | None:
     return str(getattr(state, "value", state)) if state else None
 
 
+async def atask_state(ti: Any) -> str | None:
+    """The same, for a trigger."""
+    from asgiref.sync import sync_to_async
+
+    # In a thread of asgiref's, and no other: there Airflow 3 puts the question on the trigger's own event loop. On
+    # another one the answer would be lost, and all further answers to that triggerer with it.
+    return await sync_to_async(task_state, thread_sensitive=False)(ti)
+
+
 def mask_secret(secret: str) -> None:
     """Have Airflow replace ``secret`` by asterisks in everything this process logs from now on."""
     _first(
@@ -126,7 +152,9 @@ __all__ = [
     "PokeReturnValue",
     "TaskDeferred",
     "XCom",
+    "atask_state",
     "conf",
+    "current_context",
     "mask_secret",
     "task_state",
 ]

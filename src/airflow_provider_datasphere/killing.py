@@ -6,23 +6,31 @@ A person who ends the task wants the job ended; a dying worker doesn't, as long 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from airflow_provider_datasphere.client.aio import AsyncDataSphereClient
     from airflow_provider_datasphere.client.reporting import Reporter
     from airflow_provider_datasphere.client.settings import Settings
 
 OnKillAction = Literal["cancel", "graceful", "keep"]
 ON_KILL_ACTIONS: tuple[OnKillAction, ...] = ("cancel", "graceful", "keep")
 
-#: How long Airflow may take to say what state the task is in, seconds. A killed task has about five in all.
+#: How long Airflow may take to tell a dying task its state, seconds. A killed task has about five in all.
 ASK_SECONDS = 1.0
-#: Deadline of the Cancel call of a dying task, seconds.
+#: How long a dying task tries to cancel its job, seconds.
 CANCEL_SECONDS = 3.0
+#: The same for a trigger, which nobody hurries so much (Airflow 3.3 gives ``on_kill`` 30 seconds).
+TRIGGER_SECONDS = 20.0
+
+#: Pause before a failed call is made again, seconds.
+_PAUSE = 0.3
 
 #: States in which Airflow itself still counts on the task: this try, a newer one, or one to come.
-_ALIVE = frozenset({"running", "deferred", "up_for_retry"})
+_ALIVE = frozenset({"running", "deferred", "up_for_retry", "up_for_reschedule", "scheduled", "queued"})
 
 
 def ask_state(ask: Callable[[], str | None], log: Reporter) -> tuple[bool, str | None]:
@@ -53,28 +61,135 @@ def goes_on(answered: bool, state: str | None, *, picked_up: bool) -> bool:
     return answered and state in _ALIVE and picked_up
 
 
-def cancel_job(settings: Settings, job_id: str, action: OnKillAction, *, reason: str, log: Reporter) -> bool:
-    """Cancel a job on fresh channels (the task's own may be locked by the thread that was interrupted).
+@dataclass(frozen=True)
+class Ending:
+    """The end of a job, for a task that ends.
 
-    :return: whether the service took it. Never raises: the task is ending anyway.
+    :param action: what ``on_kill_action`` says.
+    :param started: whether Execute has answered. Otherwise the job may start at any moment, or never.
+    :param surely_running: whether the job ran a moment ago; otherwise it is looked at first.
+    """
+
+    job_id: str
+    action: OnKillAction
+    reason: str
+    log: Reporter
+    started: bool = True
+    surely_running: bool = True
+
+    def steps(self, seconds: float) -> Generator[tuple[str, Any], Any, bool]:
+        """The calls to make, as (what, argument); wants their results, or the :class:`DataSphereError` of each.
+
+        :param seconds: how long to go on after errors that pass.
+        :return: whether the job doesn't go on. Raises nothing: the task is ending anyway.
+        """
+        from yandex.cloud.datasphere.v2.jobs import jobs_pb2
+
+        from airflow_provider_datasphere.client.errors import DataSphereError
+        from airflow_provider_datasphere.client.outcome import TERMINAL
+        from airflow_provider_datasphere.client.waiting import TRANSIENT
+
+        if self.action == "keep":
+            self.log.info("Job %s goes on (on_kill_action='keep').", self.job_id)
+            return False
+        deadline = time.monotonic() + seconds
+        graceful = self.action == "graceful"
+        look = graceful or not self.started or not self.surely_running
+        delete = not self.started
+        while True:
+            what = "get"
+            try:
+                if look:
+                    job = yield "get", None
+                    if job.status in TERMINAL or job.status == jobs_pb2.CANCELLING:
+                        self.log.info("Job %s needs no cancel, it has ended or is ending.", self.job_id)
+                        return True
+                    if job.status == jobs_pb2.CREATING and delete:
+                        # Nothing runs yet, and an Execute that is under way finds no job any more.
+                        what = "delete"
+                        yield "delete", None
+                        self.log.info("Deleted job %s, which hadn't been started: %s.", self.job_id, self.reason)
+                        return True
+                    graceful = graceful and shuts_down_gracefully(job, self.log)
+                what = "cancel"
+                yield "cancel", graceful
+                how = " gracefully" if graceful else ""
+                self.log.info("Cancelled job %s%s: %s.", self.job_id, how, self.reason)
+                return True
+            except DataSphereError as error:
+                code = _code(error)
+                if code == "NOT_FOUND":
+                    self.log.info("Job %s needs no cancel, it is gone.", self.job_id)
+                    return True
+                refused = code == "FAILED_PRECONDITION"
+                if not (refused or code in TRANSIENT) or time.monotonic() + _PAUSE >= deadline:
+                    self.log.warning("Job %s couldn't be cancelled and may go on costing money: %s", self.job_id, error)
+                    return False
+                if refused:
+                    # The job has just ended, or hasn't begun, or has just begun; looking tells which.
+                    look, delete = True, what == "cancel"
+            yield "pause", _PAUSE
+
+
+def cancel_job(settings: Settings, ending: Ending) -> bool:
+    """End a job on fresh channels (the task's own may be locked by the thread that was interrupted).
+
+    :return: whether the job doesn't go on. Never raises: the task is ending anyway.
     """
     from airflow_provider_datasphere.client.errors import DataSphereError
     from airflow_provider_datasphere.client.jobs import DataSphereClient
 
-    if action == "keep":
-        log.info("Job %s goes on (on_kill_action='keep').", job_id)
-        return False
-    client = DataSphereClient(settings, patience=CANCEL_SECONDS / 2)
+    client = DataSphereClient(settings, patience=0.0)
+    steps = ending.steps(CANCEL_SECONDS)
     try:
-        graceful = action == "graceful" and shuts_down_gracefully(client.get(job_id), log)
-        client.cancel(job_id, graceful=graceful, reason=reason, timeout=CANCEL_SECONDS)
-    except DataSphereError as error:
-        log.warning("Job %s couldn't be cancelled and may go on costing money: %s", job_id, error)
-        return False
+        step = next(steps)
+        while True:
+            try:
+                answer = _make(client, ending, *step)
+            except DataSphereError as error:
+                step = steps.throw(error)
+            else:
+                step = steps.send(answer)
+    except StopIteration as end:
+        return bool(end.value)
     finally:
         client.close()
-    log.info("Cancelled job %s%s: %s.", job_id, " gracefully" if graceful else "", reason)
-    return True
+
+
+def _make(client: Any, ending: Ending, what: str, argument: Any) -> Any:
+    if what == "pause":
+        return time.sleep(argument)
+    if what == "cancel":
+        return client.cancel(ending.job_id, graceful=argument, reason=ending.reason, timeout=CANCEL_SECONDS)
+    return client.get(ending.job_id) if what == "get" else client.delete(ending.job_id)
+
+
+async def acancel_job(client: AsyncDataSphereClient, ending: Ending) -> bool:
+    """The same from a coroutine, on the channels that all triggers share."""
+    import asyncio
+
+    from airflow_provider_datasphere.client.errors import DataSphereError
+
+    steps = ending.steps(TRIGGER_SECONDS)
+    try:
+        what, argument = next(steps)
+        while True:
+            try:
+                answer: Any = None
+                if what == "pause":
+                    await asyncio.sleep(argument)
+                elif what == "cancel":
+                    await client.cancel(ending.job_id, graceful=argument, reason=ending.reason)
+                elif what == "get":
+                    answer = await client.get(ending.job_id)
+                else:
+                    await client.delete(ending.job_id)
+            except DataSphereError as error:
+                what, argument = steps.throw(error)
+            else:
+                what, argument = steps.send(answer)
+    except StopIteration as end:
+        return bool(end.value)
 
 
 def shuts_down_gracefully(job: Any, log: Reporter) -> bool:
@@ -89,3 +204,9 @@ def shuts_down_gracefully(job: Any, log: Reporter) -> bool:
         job.id,
     )
     return False
+
+
+def _code(error: Exception) -> str:
+    """The gRPC status code's name behind one of the client's errors, "" for none."""
+    code = getattr(error, "code", None) or getattr(error.__cause__, "code", None)
+    return str(code().name) if callable(code) and code() is not None else ""

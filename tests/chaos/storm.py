@@ -77,17 +77,19 @@ class Storm:
         nonce = f"n{run.seed}-{run.number}"
         data = self._folder / f"{nonce}.bin"
         data.write_bytes(rng.randbytes(INPUT_BYTES))
-        source = self.emulator.create_job(
-            "python main.py ${DATA} ${NONCE} out.txt",
-            files={"main.py": PROGRAM, "data.bin": b"the source's own"},
-            inputs=["main.py", ("data.bin", "DATA")],
-            outputs=[("out.txt", "OUT")],
-            args={"NONCE": "none"},
-        )
+        with self.shared():
+            source = self.emulator.create_job(
+                "python main.py ${DATA} ${NONCE} out.txt",
+                files={"main.py": PROGRAM, "data.bin": b"the source's own"},
+                inputs=["main.py", ("data.bin", "DATA")],
+                outputs=[("out.txt", "OUT")],
+                args={"NONCE": "none"},
+            )
         dag_id = f"chaos_{run.mode}"
         conf = {"source": source, "nonce": nonce, "data": str(data)}
         hit = _Hit(self, run, rng, source, dag_id, f"{nonce}")
-        hit.prepare()
+        with self.shared():
+            hit.prepare()
         self.airflow.trigger(dag_id, conf, run_id=nonce)
         missed = ""
         try:
@@ -95,10 +97,12 @@ class Storm:
         except (TimeoutError, psutil.NoSuchProcess) as error:
             missed = f"the blow missed: {error}"
         state = self._end(dag_id, nonce)
-        self._settle(source)
+        with self.shared():
+            self._settle(source)
         proof = f"read {hashlib.sha256(data.read_bytes()).hexdigest()} {nonce}"
         result = self._ask(lambda: self.airflow.xcom(dag_id, nonce, TASK, "result"))
-        verdict = judge(self.emulator, source, state, result, expected=hit.expected, proof=proof)
+        with self.shared():
+            verdict = judge(self.emulator, source, state, result, expected=hit.expected, proof=proof)
         if missed:
             verdict.notes.append(missed)
         data.unlink()
@@ -295,7 +299,8 @@ class _Hit:
     def _until(self, condition: Callable[[], Any], what: str, *, pause: float = 0.1, timeout: float = 90) -> Any:
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
-            with contextlib.suppress(ApiError, OSError):
+            # RuntimeError: the emulator is being restarted by another run's blow.
+            with contextlib.suppress(ApiError, OSError, RuntimeError):
                 if found := condition():
                     return found
             time.sleep(pause)

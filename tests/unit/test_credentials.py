@@ -246,8 +246,9 @@ def test_renewed_ahead_of_its_end(datasphere_emulator: Emulator, make: Make) -> 
         assert time.time() < datasphere_emulator.iam.expires_at(token)
         time.sleep(0.02)
     tokens = list(seen)
-    assert len(tokens) == len(datasphere_emulator.journal.calls("IamToken.Create"))
     assert len(tokens) >= 3
+    # The last one may be on its way.
+    assert len(datasphere_emulator.journal.calls("IamToken.Create")) - len(tokens) in (0, 1)
     # Each successor was there while the one before it was still good.
     for before, after in pairwise(tokens):
         assert seen[after] < datasphere_emulator.iam.expires_at(before)
@@ -326,14 +327,14 @@ async def test_a_cancelled_waiter_takes_nothing_from_the_others(datasphere_emula
 
 async def test_a_thousand_triggers_through_many_expiries(datasphere_emulator: Emulator, make: Make) -> None:
     """One fetch per expiry, and no call ever carries a token past its end."""
-    datasphere_emulator.iam.token_lifetime = 2.5
+    datasphere_emulator.iam.token_lifetime = 5.0
     settings = make(service_account_json=key(datasphere_emulator))
-    end = time.monotonic() + 6.0
+    end = time.monotonic() + 11.0
     project = GetProjectRequest(project_id=datasphere_emulator.project_id)
 
     async def trigger() -> None:
         channels = AsyncChannels.shared(settings)
-        await asyncio.sleep(random.random() * 2)
+        await asyncio.sleep(random.random() * 3)
         while time.monotonic() < end:
             try:
                 await channels.unary("projects", "Get", project, timeout=30)
@@ -341,15 +342,15 @@ async def test_a_thousand_triggers_through_many_expiries(datasphere_emulator: Em
                 # A server with too many streams at once turns some away unread.
                 if error.code() is not grpc.StatusCode.UNAVAILABLE:
                     raise
-            await asyncio.sleep(2.0)
+            await asyncio.sleep(3.0)
 
     await asyncio.gather(*(trigger() for _ in range(1000)))
     calls = datasphere_emulator.journal.calls("Project.Get")
-    assert len(calls) >= 1500
+    assert len(calls) >= 2000
     assert {call.code for call in calls} == {"OK"}
     fetches = len(datasphere_emulator.journal.calls("IamToken.Create"))
     took = calls[-1].time - calls[0].time
-    assert took / 2.5 - 1 <= fetches <= took / 2.5 / (1 - credentials.RENEW_SHARE) + 2
+    assert took / 5.0 - 1 <= fetches <= took / 5.0 / (1 - credentials.RENEW_SHARE) + 2
     assert len({call.token for call in calls}) == fetches
     await AsyncChannels.shared(settings).close()
 

@@ -15,6 +15,7 @@ import grpc.aio
 from yandex.cloud.datasphere.v2.jobs import project_job_service_pb2
 from yandex.cloud.operation import operation_service_pb2
 
+from airflow_provider_datasphere.client.errors import DataSphereError
 from airflow_provider_datasphere.client.logs import LogTail
 from airflow_provider_datasphere.client.service import WRITE_DEADLINE, call_error, code_name
 from airflow_provider_datasphere.client.waiting import READ_DEADLINE, Ended, Look, Waiting
@@ -22,6 +23,8 @@ from airflow_provider_datasphere.client.watch import INCOMPLETE, STREAM_DEADLINE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable
+
+    from yandex.cloud.datasphere.v2.jobs import jobs_pb2
 
     from airflow_provider_datasphere.client.channels import AsyncChannels
     from airflow_provider_datasphere.client.outcome import JobHandle
@@ -32,12 +35,14 @@ log = logging.getLogger(__name__)
 
 #: The shortest pause between two polls of one job, seconds: there may be a thousand of them.
 QUICKEST_POLL = 0.5
+#: Deadline of a Cancel, seconds: a trigger that is killed has half a minute for all it does.
+CANCEL_DEADLINE = 10.0
 #: Lines handed on between two turns of the event loop.
 LINES_PER_TURN = 200
 
 
 class AsyncDataSphereClient:
-    """The reads that a wait needs, and Cancel.
+    """The reads that a wait needs, and what ends a job.
 
     :param channels: shared by all clients of this event loop and connection.
     """
@@ -46,13 +51,29 @@ class AsyncDataSphereClient:
         self.settings = settings
         self._channels = channels
 
+    async def get(self, job_id: str) -> jobs_pb2.Job:
+        """The job (RPC ``ProjectJobService.Get``)."""
+        request = project_job_service_pb2.GetProjectJobRequest(job_id=job_id)
+        job: jobs_pb2.Job = await self._call("Get", request, READ_DEADLINE, f"Reading job {job_id}")
+        return job
+
     async def cancel(self, job_id: str, *, graceful: bool = False, reason: str = "") -> None:
         """Ask the service to cancel a job (RPC ``Cancel``)."""
         request = project_job_service_pb2.CancelProjectJobRequest(job_id=job_id, graceful=graceful, reason=reason)
+        await self._call("Cancel", request, CANCEL_DEADLINE, f"Cancelling job {job_id}")
+
+    async def delete(self, job_id: str) -> None:
+        """Delete a job (RPC ``Delete``)."""
+        request = project_job_service_pb2.DeleteProjectJobRequest(job_id=job_id)
+        await self._call("Delete", request, WRITE_DEADLINE, f"Deleting job {job_id}")
+
+    async def _call(self, method: str, request: Any, timeout: float, what: str) -> Any:
         try:
-            await self._channels.unary("jobs", "Cancel", request, timeout=WRITE_DEADLINE)
+            return await self._channels.unary("jobs", method, request, timeout=timeout)
+        except DataSphereError:
+            raise  # no token for the call: that says all
         except grpc.RpcError as error:
-            raise call_error(error, f"Cancelling job {job_id}") from error
+            raise call_error(error, what) from error
 
     async def watch(
         self,

@@ -133,6 +133,8 @@ class LocalFolder(Destination):
             name += "_"
         self._name, self._reserved = name, frozenset(reserved)
         self._stack = ExitStack()
+        self._inside: set[Path] = set()
+        self._changed: set[Path] = set()
 
     def __enter__(self) -> LocalFolder:
         try:
@@ -175,14 +177,28 @@ class LocalFolder(Destination):
                         shutil.rmtree(folder, ignore_errors=True)
 
     def __exit__(self, *exc_info: object) -> None:
-        self._stack.close()
+        try:
+            # The content of each file is on the disk before it gets its name; the names follow here, together.
+            for directory in self._changed:
+                _sync_directory(directory)
+        finally:
+            self._stack.close()
 
     def _target(self, path: PurePosixPath) -> Path:
-        # Links that lie in the destination may lead out of it.
+        """The place of a file, in an existing folder."""
         target = self.root / path
-        root = self.root.resolve()
-        if not target.parent.resolve().is_relative_to(root):
-            raise ResultsError(f"a link in the destination leads outside of it ({target.parent})")
+        if target.parent not in self._inside:
+            # Links that lie in the destination may lead out of it.
+            if not target.parent.resolve().is_relative_to(self.root.resolve()):
+                raise ResultsError(f"a link in the destination leads outside of it ({target.parent})")
+            self._inside.add(target.parent)
+        return target
+
+    def _room_for(self, path: PurePosixPath) -> Path:
+        """The same, in a folder that is made where it isn't there."""
+        target = self._target(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        self._changed.add(target.parent)
         return target
 
     def size_of(self, path: PurePosixPath) -> int | None:
@@ -196,7 +212,8 @@ class LocalFolder(Destination):
         return self._target(path).open("rb")
 
     def part(self, path: PurePosixPath, key: str, size: int) -> Part:
-        return LocalPart(self.scratch / f"{key}.part", lambda: self._target(path))
+        self._target(path)  # refuses what would leave the destination before anything is fetched
+        return LocalPart(self.scratch / f"{key}.part", lambda: self._room_for(path))
 
     def unpack(self, archive: zipfile.ZipFile, listing: Listing, path: PurePosixPath) -> None:
         needed, free = sum(member.size_bytes for member in listing.files), shutil.disk_usage(self.root).free
@@ -212,23 +229,19 @@ class LocalFolder(Destination):
                 _sync(stream)
         for directory in listing.directories:
             (staged / directory).mkdir(parents=True, exist_ok=True)
-        target = self._target(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
+        target = self._room_for(path)
         try:
             # Only an absent or empty directory can be replaced at once, as a whole.
             staged.rename(target)
-            _sync_directory(target.parent)
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or not target.is_dir():
                 raise
         else:
             return
         for directory in listing.directories:
-            self._target(path / directory / "_").parent.mkdir(parents=True, exist_ok=True)
+            self._room_for(path / directory / "_")
         for member in listing.files:
-            final = self._target(path / member.path)
-            final.parent.mkdir(parents=True, exist_ok=True)
-            (staged / member.path).replace(final)
+            (staged / member.path).replace(self._room_for(path / member.path))
 
     def uri(self, path: PurePosixPath) -> str:
         return f"file://{self.root / path}"
@@ -239,7 +252,6 @@ class LocalPart(Part):
 
     def __init__(self, file: Path, target: Callable[[], Path]) -> None:
         self._file, self._target = file, target
-        target()  # refuses what leaves the destination before anything is fetched
         self._stream = file.open("r+b" if file.exists() else "w+b", buffering=0)
         self._committed = False
 
@@ -263,11 +275,8 @@ class LocalPart(Part):
     def commit(self) -> None:
         _sync(self._stream)
         self._stream.close()
-        target = self._target()
-        target.parent.mkdir(parents=True, exist_ok=True)
-        self._file.replace(target)
+        self._file.replace(self._target())
         self._committed = True
-        _sync_directory(target.parent)
 
     def discard(self) -> None:
         self._stream.close()

@@ -16,8 +16,8 @@ from airflow_provider_datasphere.client.archive import list_archive, open_archiv
 from airflow_provider_datasphere.client.destinations import Destination, LocalFolder, LocalPart
 from airflow_provider_datasphere.client.errors import DataSphereError, ResultsError
 from airflow_provider_datasphere.client.fetch import Fetcher
-from airflow_provider_datasphere.client.http import StoppedError, TransferError
-from airflow_provider_datasphere.client.links import Link, RangeReader, url_for
+from airflow_provider_datasphere.client.http import StoppedError, TransferError, TransientError
+from airflow_provider_datasphere.client.links import Link, RangeReader, file_key, urls_by_file
 from airflow_provider_datasphere.client.results import JobFile, downloadable
 
 if TYPE_CHECKING:
@@ -140,6 +140,8 @@ class _Download:
         self._parallel = parallel
         self._fetcher = Fetcher(client.http, stop, log)
         self._links: dict[PurePosixPath, Link] = {}
+        # Files in a row that were given up although each was tried for long: the storage is down for all of them.
+        self._in_vain = 0
 
     def run(self, items: Sequence[_Item], progress_interval: float) -> list[dict[str, Any]]:
         self._interval = progress_interval
@@ -209,11 +211,10 @@ class _Download:
         return results
 
     def _fetch_links(self, items: Sequence[_Item]) -> None:
-        lacking = [item for item in items if item.target not in self._links]
-        if lacking:
-            stored = self._client.download_urls(self._job_id, [item.file for item in lacking])
-            for item in lacking:
-                url = url_for(item.file, stored)
+        if items:
+            urls = urls_by_file(self._client.download_urls(self._job_id, [item.file for item in items]))
+            for item in items:
+                url = urls.get(file_key(item.file))
                 self._links[item.target] = Link(self._client, self._job_id, item.file, url)
 
     def _already_right(self, item: _Item) -> bool:
@@ -234,6 +235,17 @@ class _Download:
             return False
 
     def _fetch(self, item: _Item) -> bool:
+        if self._in_vain >= self._parallel:
+            raise _NotTriedError
+        try:
+            self._fetch_one(item)
+        except TransientError:
+            self._in_vain += 1
+            raise
+        self._in_vain = 0
+        return True
+
+    def _fetch_one(self, item: _Item) -> None:
         if not _is_archive(item.file):
             part = self._place.part(item.target, item.key, item.file.size_bytes)
             try:
@@ -241,7 +253,7 @@ class _Download:
                 part.commit()
             finally:
                 part.discard()
-            return True
+            return
         archive_file = self._place.scratch / f"{item.key}.zip"
         part = LocalPart(self._place.scratch / f"{item.key}.part", lambda: archive_file)
         try:
@@ -253,7 +265,6 @@ class _Download:
         finally:
             part.discard()
             archive_file.unlink(missing_ok=True)
-        return True
 
     def _entry(self, item: _Item) -> dict[str, Any]:
         slash = "/" if _is_archive(item.file) else ""
@@ -267,11 +278,19 @@ class _Download:
         }
 
     def _complaint(self, items: Sequence[_Item], failures: dict[str, BaseException]) -> str:
-        lines = "\n".join(f"- {name}: {_reason(error)}" for name, error in failures.items())
+        tried = {name: error for name, error in failures.items() if not isinstance(error, _NotTriedError)}
+        lines = [f"- {name}: {_reason(error)}" for name, error in tried.items()]
+        if others := [name for name in failures if name not in tried]:
+            lines.append(f"- not tried any more, since these failed one after the other: {', '.join(others)}")
         return (
-            f"{len(failures)} of {len(items)} files of job {self._job_id} couldn't be downloaded:\n{lines}\n"
-            "The others are in place; downloading again fetches only what is missing."
+            f"{len(failures)} of {len(items)} files of job {self._job_id} couldn't be downloaded:\n"
+            + "\n".join(lines)
+            + "\nThe others are in place; downloading again fetches only what is missing."
         )
+
+
+class _NotTriedError(TransferError):
+    """The storage is down, as the files before this one have shown."""
 
 
 def _reason(error: BaseException) -> str:

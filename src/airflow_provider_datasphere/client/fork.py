@@ -64,16 +64,30 @@ class ForkRequest:
     data_ttl: timedelta | str | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.source_job_id, str) or not self.source_job_id.strip():
-            raise JobRequestError(
-                f"source_job_id is {self.source_job_id!r}: give the id of the DataSphere job to fork, such as 'bt1…'."
-            )
+        check_source_job_id(self.source_job_id)
         for name in ("args", "vars", "env_vars"):
             check_strings(name, getattr(self, name))
+        check_text("name", self.name)
+        check_text("desc", self.desc)
         check_instance_types(self.cloud_instance_types)
         check_docker(self.docker)
         parse_working_storage(self.working_storage)
         parse_ttl("data_ttl", self.data_ttl)
+
+
+def check_source_job_id(source_job_id: object) -> None:
+    """Refuse what can't be a job's id."""
+    # A template of an XCom that isn't there renders to "None".
+    if not isinstance(source_job_id, str) or source_job_id.strip() in ("", "None"):
+        raise JobRequestError(
+            f"source_job_id is {source_job_id!r}: give the id of the DataSphere job to fork, such as 'bt1…'."
+        )
+
+
+def check_text(field_name: str, text: object) -> None:
+    """Refuse what is neither a string nor ``None``."""
+    if text is not None and not isinstance(text, str):
+        raise JobRequestError(f"{field_name} is {text!r} ({type(text).__name__}): give a string.")
 
 
 def check_strings(field_name: str, values: object) -> None:

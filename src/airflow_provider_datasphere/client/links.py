@@ -43,7 +43,7 @@ class Link:
         """
         if not self._url:
             stored = self._client.download_urls(self._job_id, [self.file])
-            self._url = url_for(self.file, stored)
+            self._url = urls_by_file(stored).get(file_key(self.file))
             if not self._url:
                 raise TransferError("DataSphere gives no download link for it; its data may be cleared")
         return self._url
@@ -64,13 +64,14 @@ class Link:
         raise TransientError(f"the link is refused or expired ({error})") from error
 
 
-def url_for(file: jobs_pb2.File, stored: Sequence[jobs_pb2.StorageFile]) -> str | None:
-    """The URL of ``file`` in an answer of DownloadJobFiles, whatever its order."""
-    for entry in stored:
-        same_place = (entry.file.desc.path, entry.file.desc.var) == (file.desc.path, file.desc.var)
-        if same_place and entry.file.sha256 == file.sha256:
-            return entry.url or None
-    return None
+def urls_by_file(stored: Sequence[jobs_pb2.StorageFile]) -> dict[tuple[str, str, str], str]:
+    """The URLs in an answer of DownloadJobFiles, whatever its order, by :func:`file_key`."""
+    return {file_key(entry.file): entry.url for entry in stored}
+
+
+def file_key(file: jobs_pb2.File) -> tuple[str, str, str]:
+    """What tells a job's files apart."""
+    return file.desc.path, file.desc.var, file.sha256
 
 
 class RangeReader(io.RawIOBase):

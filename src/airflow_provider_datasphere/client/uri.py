@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 SCHEME = "datasphere"
 
 # Characters are taken as they are: neither fsspec nor Airflow decode %20 and the like.
-_URI = re.compile(rf"{SCHEME}://(?:(?P<conn_id>[^@/]*)@)?(?P<job_id>[^@/]*)(?:/(?P<path>.*))?", re.DOTALL)
+# Airflow 2 writes a path object as datasphere://conn@/job/… where it hasn't met this file system before.
+_URI = re.compile(rf"{SCHEME}://(?:(?P<conn_id>[^@/]*)@)?/*(?P<job_id>[^@/]+)(?:/(?P<path>.*))?", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def parse_job_file_uri(uri: str) -> JobFileUri:
     :raises JobRequestError: it isn't one.
     """
     match = _URI.fullmatch(uri)
-    if not match or not match["job_id"]:
+    if not match:
         raise JobRequestError(
             f"{uri!r} doesn't name a job's file: write {SCHEME}://[<connection id>@]<job id>/<output path or var>."
         )

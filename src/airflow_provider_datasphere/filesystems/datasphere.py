@@ -77,10 +77,8 @@ class DataSphereFileSystem(AbstractFileSystem):  # type: ignore[misc]
 
     @staticmethod
     def _get_kwargs_from_urls(path: str) -> dict[str, Any]:
-        from airflow_provider_datasphere.client.uri import parse_job_file_uri
-
-        uri = parse_job_file_uri(path)
-        return {"conn_id": uri.conn_id} if uri.conn_id else {}
+        conn_id, at, _ = path.partition("://")[2].partition("/")[0].rpartition("@")
+        return {"conn_id": conn_id} if at and conn_id else {}
 
     @property
     def client(self) -> DataSphereClient:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -17,6 +19,7 @@ from airflow_provider_datasphere.compat import (
     AirflowTaskTimeout,
     BaseOperator,
     conf,
+    current_context,
     task_state,
 )
 from airflow_provider_datasphere.exceptions import DataSphereError, JobLostError, airflow_side, translated
@@ -155,7 +158,8 @@ class ForkJobOperator(BaseOperator):
         self._started = False
         self._timed_out = False
         self._killed = threading.Event()
-        self._cancelled = threading.Event()
+        self._resumed = False
+        self._ended: dict[tuple[str, bool], object] = {}
         self._left_running = False
 
     # The task ----------------------------------------------------------------------------------------------------
@@ -177,13 +181,9 @@ class ForkJobOperator(BaseOperator):
             if isinstance(error.__cause__, Interrupted):
                 raise self._end_of_killed_try() from error
             raise
-        except AirflowTaskTimeout:
-            # Airflow calls on_kill() next, and this is how it knows that no person has come.
-            self._timed_out = True
-            raise
         finally:
             if self._killed.is_set():
-                self._cancel_unless_left()
+                self._end_job_unless_left()
 
     def execute_complete(self, context: Context, event: dict[str, Any] | None = None) -> str:
         """Resume after the triggerer has seen the end of the job (or of the task's time)."""
@@ -193,10 +193,12 @@ class ForkJobOperator(BaseOperator):
         if status not in ("ended", "timeout", "lost") or not job_id:
             raise DataSphereError(f"The trigger sent an event that this operator doesn't know: {event!r}.")
         self._link = event.get("link")
+        if status == "ended" or event.get("cancelled"):
+            # Nothing is left for on_kill() to do.
+            self._ended[job_id, True] = None
         if status == "timeout":
-            self._job_id = job_id
-            if not event.get("cancelled"):
-                self._cancel("execution_timeout passed while the task was deferred")
+            self._job_id, self._started = job_id, True
+            self._end_job("execution_timeout passed while the task was deferred")
             raise AirflowTaskTimeout(f"execution_timeout passed while job {job_id} ran; {event.get('message')}")
         if status == "lost":
             raise JobLostError(event.get("message") or f"Job {job_id} is out of sight.")
@@ -209,13 +211,12 @@ class ForkJobOperator(BaseOperator):
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """A net under the trigger: if Airflow ends the deferral itself, ``execute_complete`` isn't called."""
-        self._context = context
+        self._context, self._resumed = context, True
         if next_method == "__fail__":
-            ti: Any = context["ti"]
-            self._job_id = ti.xcom_pull(task_ids=ti.task_id, key="job_id", map_indexes=ti.map_index)
             timed_out = "timeout" in str((next_kwargs or {}).get("error", "")).lower()
-            if self._job_id and (timed_out or not self._picked_up(context)):
-                self._cancel("Airflow ended the wait for it")
+            if timed_out or not self._picked_up(context):
+                self._remember_job(context)
+                self._end_job("Airflow ended the wait for it")
         return super().resume_execution(next_method, next_kwargs, context)
 
     def on_kill(self) -> None:
@@ -223,6 +224,13 @@ class ForkJobOperator(BaseOperator):
 
         Called by a signal handler, by Airflow after a timeout, and possibly twice.
         """
+        if isinstance(sys.exc_info()[1], AirflowTaskTimeout):
+            # Airflow calls from where it handles the timeout: no person has come.
+            self._timed_out = True
+        if self._context is None:
+            # Airflow 2 doesn't even begin to resume a task whose time is up.
+            with suppress(Exception):
+                self._context, self._resumed = current_context(), True
         worker = threading.Thread(target=self._on_kill, name="datasphere-on-kill", daemon=True)
         worker.start()
         # Not longer: the task is killed for good about five seconds after the signal.
@@ -376,32 +384,54 @@ class ForkJobOperator(BaseOperator):
                 ti = self._context["ti"]
                 answered, state = killing.ask_state(lambda: task_state(ti), self.log)
                 self._left_running = killing.goes_on(answered, state, picked_up=self._picked_up(self._context))
-            if self._started or self._timed_out:
-                self._cancel_unless_left()
-            # Else the main thread cancels: the answer to Execute may be on its way.
+            if self._job_id is None and self._resumed and self._context is not None:
+                self._remember_job(self._context)
+            self._end_job_unless_left()
         finally:
             if self._client is not None:
                 self._client.interrupt()
 
-    def _cancel_unless_left(self) -> None:
-        if not self._left_running and self._job_id is not None:
-            self._cancel("execution_timeout passed" if self._timed_out else "the task was ended")
+    def _end_job_unless_left(self) -> None:
+        if not self._left_running:
+            self._end_job("execution_timeout passed" if self._timed_out else "the task was ended")
 
-    def _cancel(self, reason: str) -> None:
-        """Cancel the job, once."""
-        if self._job_id is None or self._cancelled.is_set():
+    def _remember_job(self, context: Context) -> None:
+        """The job of a task that was resumed; in a new process, so only Airflow remembers it."""
+        ti: Any = context["ti"]
+        self._job_id = ti.xcom_pull(task_ids=ti.task_id, key="job_id", map_indexes=ti.map_index)
+        self._started = True
+
+    def _end_job(self, reason: str) -> None:
+        """End the job, once; and once more if Execute has answered since."""
+        job_id, started = self._job_id, self._started
+        if job_id is None:
             return
-        self._cancelled.set()
+        # Two threads may come here, and neither may wait for the other: a signal may have interrupted it.
+        mine = object()
+        if self._ended.setdefault((job_id, started), mine) is not mine:
+            return
+        again = started and (job_id, False) in self._ended
+        ending = killing.Ending(
+            job_id,
+            self.on_kill_action,
+            f"Airflow: {reason}",
+            self.log,
+            started=started,
+            surely_running=not (again or self._resumed),
+        )
         settings = self._client.settings if self._client else DataSphereHook(self.datasphere_conn_id).settings
-        killing.cancel_job(settings, self._job_id, self.on_kill_action, reason=f"Airflow: {reason}", log=self.log)
+        killing.cancel_job(settings, ending)
 
     def _end_of_killed_try(self) -> DataSphereError:
-        if self._left_running and self._job_id is not None:
+        job = f"Job {self._job_id}" if self._job_id is not None else "No job was started yet; one that may have been"
+        if self._left_running:
             return DataSphereError(
-                f"This try of the task was ended from outside while Airflow still counts on the task. Job "
-                f"{self._job_id} goes on, and the next try attaches to it."
+                f"This try of the task was ended from outside while Airflow still counts on the task. {job} goes on, "
+                "and the next try attaches to it."
             )
-        return DataSphereError(f"The task was ended from outside; job {self._job_id or '(none yet)'} doesn't go on.")
+        if self.on_kill_action == "keep":
+            return DataSphereError(f"The task was ended from outside. {job} goes on (on_kill_action='keep').")
+        return DataSphereError(f"The task was ended from outside. {job} doesn't go on.")
 
 
 class CancelJobOperator(BaseOperator):

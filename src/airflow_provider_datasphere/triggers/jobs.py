@@ -10,8 +10,11 @@ from typing import Any
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_provider_datasphere import killing
-from airflow_provider_datasphere.compat import AIRFLOW_V_3_3_PLUS, task_state
+from airflow_provider_datasphere.compat import AIRFLOW_V_3_3_PLUS, atask_state
 from airflow_provider_datasphere.hooks.datasphere import DataSphereHook
+
+#: How long Airflow may take to tell the state of a task whose trigger was cancelled, seconds.
+ASK_SECONDS = 10.0
 
 
 class DataSphereJobTrigger(BaseTrigger):
@@ -125,23 +128,23 @@ class DataSphereJobTrigger(BaseTrigger):
     async def _cancel_unless_still_deferred(self) -> None:
         if self.on_kill_action == "keep":
             return
-        ti: Any = self.task_instance
-        answered, state = await asyncio.to_thread(killing.ask_state, lambda: task_state(ti), self.log)
-        # Without an answer the triggerer is most likely stopping: another one goes on with this trigger.
-        if answered and state != "deferred":
-            await self._cancel("the task was ended while deferred")
+        try:
+            state = await asyncio.wait_for(asyncio.shield(atask_state(self.task_instance)), ASK_SECONDS)
+        except Exception as error:
+            # The triggerer is most likely stopping: another one goes on with this trigger.
+            self.log.debug("Airflow didn't tell the task's state: %s", error)
+        else:
+            if state != "deferred":
+                await self._cancel("the task was ended while deferred")
 
     async def _cancel(self, reason: str) -> bool:
-        """Whether the service took the Cancel. Never raises: the task is ending anyway."""
+        """Whether the job doesn't go on. Never raises: the task is ending anyway."""
         if self.on_kill_action == "keep":
             return False
-        hook = DataSphereHook(self.datasphere_conn_id)
-        settings = await hook.aget_settings()
-        return await asyncio.to_thread(
-            killing.cancel_job,
-            settings,
-            self.job_id,
-            self.on_kill_action,
-            reason=f"Airflow: {reason}",
-            log=self.log,
-        )
+        try:
+            client = await DataSphereHook(self.datasphere_conn_id).aget_client()
+        except Exception as error:
+            self.log.warning("Job %s couldn't be cancelled and may go on costing money: %s", self.job_id, error)
+            return False
+        ending = killing.Ending(self.job_id, self.on_kill_action, f"Airflow: {reason}", self.log)
+        return await killing.acancel_job(client, ending)

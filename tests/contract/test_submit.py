@@ -1,0 +1,360 @@
+"""Clone, upload, Execute: each once in its effect, whatever gets lost on the way."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+from yandex.cloud.datasphere.v2.jobs import jobs_pb2
+
+from airflow_provider_datasphere.client import submit as submit_module
+from airflow_provider_datasphere.client.errors import DataSphereError, JobInfrastructureError, JobRequestError
+from airflow_provider_datasphere.client.fork import ForkRequest
+from airflow_provider_datasphere.client.jobs import DataSphereClient
+from airflow_provider_datasphere.client.outcome import JobHandle
+from airflow_provider_datasphere.client.service import Interrupted
+from airflow_provider_datasphere.client.submit import Submission, submit
+from datasphere_emulator import Emulator, Script
+
+QUICK = Script(log=["hello"])
+
+
+@pytest.fixture
+def source(emulator: Emulator) -> str:
+    return emulator.create_scripted_job(
+        QUICK,
+        files={"in.csv": "1,2"},
+        inputs=[("in.csv", "DATA")],
+        outputs=[("out.csv", "RESULT")],
+        args={"RANGE": "1"},
+    )
+
+
+@pytest.fixture
+def with_input(tmp_path: Path) -> dict[str, str]:
+    """``vars`` with an input that has to be uploaded."""
+    (tmp_path / "new.csv").write_text("3,4")
+    return {"DATA": str(tmp_path / "new.csv")}
+
+
+@pytest.fixture(params=[True, False], ids=["key honoured", "key ignored"])
+def idempotency(request: pytest.FixtureRequest, emulator: Emulator) -> bool:
+    emulator.settings.idempotency = request.param
+    return bool(request.param)
+
+
+def looking(emulator: Emulator, client: DataSphereClient, source: str, key: str = "key") -> Submission:
+    """A submission that finds its unstarted jobs, as the ledger's do (by their description there)."""
+
+    def find() -> list[str]:
+        return [job.id for job in client.list_jobs(emulator.project_id) if job.parent_job_id == source]
+
+    return Submission(key=key, find=find)
+
+
+def one_job_runs(emulator: Emulator, source: str, handle: JobHandle) -> None:
+    """The one fork that exists was executed once, and is the one of the handle."""
+    assert [job.id for job in emulator.jobs(source)] == [handle.job_id]
+    assert emulator.executions(handle.job_id) == 1
+    emulator.wait_job(handle.job_id)
+
+
+def test_a_fork_is_cloned_uploaded_and_executed(
+    emulator: Emulator, client: DataSphereClient, source: str, with_input: dict[str, str]
+) -> None:
+    seen: list[tuple[str, str, int]] = []
+
+    def note(event: str) -> Callable[[str], None]:
+        return lambda job_id: seen.append((event, job_id, emulator.executions(job_id)))
+
+    submission = Submission(key="key", cloned=note("cloned"), uploaded=note("uploaded"))
+    handle = submit(client, ForkRequest(source, vars=with_input, args={"RANGE": "5"}), submission)
+    one_job_runs(emulator, source, handle)
+    assert seen == [("cloned", handle.job_id, 0), ("uploaded", handle.job_id, 0)]
+    assert handle.operation_id == emulator.operation_of(handle.job_id)
+    (argument,) = emulator.job(handle.job_id).job_parameters.arguments
+    assert (argument.name, argument.value) == ("RANGE", "5")
+    for call in emulator.journal.calls():
+        assert call.method.startswith("storage.") or call.deadline is not None, call.method
+    keys = {
+        call.method: call.metadata["idempotency-key"]
+        for call in emulator.journal.calls()
+        if call.effect and "idempotency-key" in call.metadata
+    }
+    assert sorted(keys) == ["Clone", "Execute"]
+    assert keys["Clone"] != keys["Execute"]
+
+
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("inputs", [False, True], ids=["no inputs", "inputs"])
+def test_a_clone_whose_answer_is_lost_makes_one_job(
+    emulator: Emulator,
+    client: DataSphereClient,
+    source: str,
+    with_input: dict[str, str],
+    idempotency: bool,
+    inputs: bool,
+    times: int,
+) -> None:
+    emulator.faults.inject("Clone", lost_answer=True, times=times)
+    cloned: list[str] = []
+    submission = Submission(key="key", find=looking(emulator, client, source).find, cloned=cloned.append)
+    handle = submit(client, ForkRequest(source, vars=with_input if inputs else {}), submission)
+    one_job_runs(emulator, source, handle)
+    assert cloned == [handle.job_id]
+    keys = {call.metadata["idempotency-key"] for call in emulator.journal.calls("Clone")}
+    assert len(keys) == 1
+
+
+def test_a_plain_client_runs_one_job_when_the_answer_to_clone_is_lost(
+    emulator: Emulator, client: DataSphereClient, source: str, idempotency: bool
+) -> None:
+    emulator.faults.inject("Clone", lost_answer=True, times=1)
+    job = client.fork_job(source)
+    emulator.wait_job(job.id)
+    assert sum(emulator.executions(fork.id) for fork in emulator.jobs(source)) == 1
+    if idempotency:
+        assert [fork.id for fork in emulator.jobs(source)] == [job.id]
+
+
+@pytest.mark.parametrize("lost", [True, False], ids=["lost", "refused"])
+@pytest.mark.parametrize("finished", ["same_operation", "failed_precondition"])
+def test_an_execute_without_an_answer_runs_the_job_once(
+    emulator: Emulator, client: DataSphereClient, source: str, idempotency: bool, lost: bool, finished: str
+) -> None:
+    emulator.settings.execute_finished = finished
+    emulator.faults.inject("Execute", code="UNAVAILABLE", lost_answer=lost, times=2)
+    handle = submit(client, ForkRequest(source), Submission(key="key"))
+    one_job_runs(emulator, source, handle)
+    keys = {call.metadata["idempotency-key"] for call in emulator.journal.calls("Execute")}
+    assert len(keys) == 1
+
+
+def test_execute_unavailable_five_times_runs_the_job_in_the_end(
+    emulator: Emulator, client: DataSphereClient, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submit_module._Backoff, "pause", quick_pause)
+    emulator.faults.inject("Execute", code="UNAVAILABLE", times=5)
+    one_job_runs(emulator, source, submit(client, ForkRequest(source), Submission(key="key")))
+
+
+def quick_pause(backoff: Any) -> None:
+    backoff._unclear_since = backoff._unclear_since or submit_module.time.monotonic()
+    backoff._unclear += 1
+    backoff._client.pause(0.01)
+
+
+def test_a_job_that_can_not_be_started_is_named(
+    emulator: Emulator, client: DataSphereClient, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submit_module, "PATIENCE", 1.0)
+    emulator.faults.inject("Execute", code="UNAVAILABLE")
+    with pytest.raises(JobInfrastructureError, match="isn't running") as failure:
+        submit(client, ForkRequest(source), Submission(key="key"))
+    (job,) = emulator.jobs(source)
+    assert job.id in str(failure.value)
+    assert emulator.executions(job.id) == 0
+
+
+def test_a_job_that_may_run_but_can_not_be_seen_is_told_of(
+    emulator: Emulator, client: DataSphereClient, source: str
+) -> None:
+    emulator.faults.inject("Execute", lost_answer=True, times=1)
+    emulator.faults.inject("Get", code="PERMISSION_DENIED", skip=1)
+    with pytest.raises(DataSphereError, match="costing money") as failure:
+        submit(client, ForkRequest(source), Submission(key="key"))
+    (job,) = emulator.jobs(source)
+    assert job.id in str(failure.value)
+    assert not isinstance(failure.value, JobRequestError)
+    assert emulator.journal.count("Delete") == 0
+
+
+def test_an_answer_that_never_comes_is_asked_for_again(
+    emulator: Emulator, client: DataSphereClient, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submit_module, "WRITE_DEADLINE", 0.5)
+    for method in ("Clone", "Execute"):
+        emulator.faults.inject(method, hang=True, times=1)
+    one_job_runs(emulator, source, submit(client, ForkRequest(source), looking(emulator, client, source)))
+    assert [call.code for call in emulator.journal.calls("Clone")] == ["DEADLINE_EXCEEDED", "OK"]
+
+
+def test_a_quota_is_a_queue(emulator: Emulator, client: DataSphereClient, source: str) -> None:
+    emulator.settings.max_running_jobs = 1
+    running = emulator.create_scripted_job(Script(never_ends=True), execute=True)
+    emulator.faults.inject("Clone", code="RESOURCE_EXHAUSTED", times=1)
+
+    def make_room() -> None:
+        while not emulator.journal.count("Execute", code="RESOURCE_EXHAUSTED"):
+            time.sleep(0.02)
+        emulator.cancel_job(running)
+
+    room = threading.Thread(target=make_room)
+    room.start()
+    handle = submit(client, ForkRequest(source), Submission(key="key"))
+    room.join()
+    one_job_runs(emulator, source, handle)
+    assert [call.code for call in emulator.journal.calls("Clone")] == ["RESOURCE_EXHAUSTED", "OK"]
+
+
+def test_a_quota_ends_with_the_task(emulator: Emulator, client: DataSphereClient, source: str) -> None:
+    emulator.faults.inject("Execute", code="RESOURCE_EXHAUSTED")
+    threading.Timer(0.3, client.interrupt).start()
+    with pytest.raises(Interrupted):
+        submit(client, ForkRequest(source), Submission(key="key"))
+
+
+def test_a_refused_execute_leaves_no_job_behind(emulator: Emulator, client: DataSphereClient, source: str) -> None:
+    emulator.faults.inject("Execute", code="FAILED_PRECONDITION", message="g9.1 is not allowed")
+    with pytest.raises(JobRequestError, match=r"g9\.1 is not allowed"):
+        submit(client, ForkRequest(source), Submission(key="key"))
+    assert emulator.jobs(source) == []
+
+
+def test_a_clone_operation_is_waited_for(emulator: Emulator, client: DataSphereClient, source: str) -> None:
+    emulator.settings.clone_seconds = 0.3
+    cloned: list[Any] = []
+
+    def note(job_id: str) -> None:
+        operation = emulator.operation(emulator.journal.calls("Clone")[0].operation_id)
+        cloned.append((job_id, operation.done))
+
+    handle = submit(client, ForkRequest(source), Submission(key="key", cloned=note))
+    assert cloned == [(handle.job_id, False)]
+    one_job_runs(emulator, source, handle)
+
+
+@pytest.mark.parametrize(("code", "expected"), [(9, JobRequestError), (13, JobInfrastructureError)])
+def test_a_clone_operation_that_fails_is_told_and_leaves_no_job(
+    emulator: Emulator, client: DataSphereClient, source: str, code: int, expected: type[Exception]
+) -> None:
+    emulator.settings.clone_seconds = 60.0
+
+    def fail(job_id: str) -> None:
+        operations = emulator.core.registry.operations
+        operation_id = emulator.journal.calls("Clone")[0].operation_id
+        emulator._run(lambda: operations.fail(operations.record(operation_id), code, "no disk"))
+
+    with pytest.raises(expected, match="no disk"):
+        submit(client, ForkRequest(source), Submission(key="key", cloned=fail))
+    assert emulator.jobs(source) == []
+    assert emulator.journal.count("Execute") == 0
+
+
+@pytest.mark.parametrize("fault", [{"status": 403}, {"status": 500}, {"cut_at": 0.5}], ids=["403", "500", "cut"])
+def test_an_upload_that_stumbles_gets_there(
+    emulator: Emulator,
+    client: DataSphereClient,
+    source: str,
+    with_input: dict[str, str],
+    idempotency: bool,
+    fault: dict[str, Any],
+) -> None:
+    emulator.faults.inject("storage.put", times=1, **fault)
+    handle = submit(client, ForkRequest(source, vars=with_input), Submission(key="key"))
+    one_job_runs(emulator, source, handle)
+    assert emulator.journal.count("storage.put") >= 2
+
+
+def test_an_upload_that_fails_for_good_leaves_no_job(
+    emulator: Emulator, client: DataSphereClient, source: str, with_input: dict[str, str]
+) -> None:
+    emulator.faults.inject("storage.put", status=400)
+    uploaded: list[str] = []
+    with pytest.raises(DataSphereError, match="DATA"):
+        submit(client, ForkRequest(source, vars=with_input), Submission(key="key", uploaded=uploaded.append))
+    assert emulator.jobs(source) == []
+    assert uploaded == []
+
+
+def test_a_task_that_is_killed_while_it_uploads_starts_no_job(
+    emulator: Emulator, client: DataSphereClient, source: str, tmp_path: Path
+) -> None:
+    (tmp_path / "large.bin").write_bytes(bytes(20_000_000))
+    emulator.faults.inject("storage.put", bytes_per_second=1_000_000)
+    threading.Timer(0.5, client.interrupt).start()
+    with pytest.raises(Interrupted):
+        submit(client, ForkRequest(source, vars={"DATA": str(tmp_path / "large.bin")}), Submission(key="key"))
+    assert emulator.jobs(source) == []
+    assert emulator.journal.count("Execute") == 0
+
+
+def test_unclear_answers_to_clone_end_at_some_time(
+    emulator: Emulator, client: DataSphereClient, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submit_module, "PATIENCE", 1.0)
+    emulator.faults.inject("Clone", code="UNAVAILABLE", message="down")
+    with pytest.raises(JobInfrastructureError, match="down"):
+        submit(client, ForkRequest(source), Submission(key="key"))
+    assert emulator.journal.count("Clone") >= 2
+
+
+@pytest.mark.parametrize("code", ["PERMISSION_DENIED", "INVALID_ARGUMENT", "FAILED_PRECONDITION", "NOT_FOUND"])
+def test_a_refused_clone_is_not_repeated(emulator: Emulator, client: DataSphereClient, source: str, code: str) -> None:
+    emulator.faults.inject("Clone", code=code)
+    with pytest.raises(JobRequestError, match=code):
+        submit(client, ForkRequest(source), Submission(key="key"))
+    assert emulator.journal.count("Clone") == 1
+
+
+def test_an_unknown_source_and_a_wrong_request_make_no_job(
+    emulator: Emulator, client: DataSphereClient, source: str
+) -> None:
+    for request in (
+        ForkRequest("bt1nowhere"),
+        ForkRequest(source, args={"NOBODY": "1"}),
+        ForkRequest(source, vars={"DATA": "/nowhere/in.csv"}),
+    ):
+        with pytest.raises(JobRequestError):
+            submit(client, request, Submission(key="key"))
+    assert emulator.journal.count("Clone") == 0
+
+
+def test_times_to_live_are_set(emulator: Emulator, client: DataSphereClient, source: str) -> None:
+    def days_left(job_id: str) -> int | None:
+        job = emulator.job(job_id)
+        if not job.HasField("data_expires_at"):
+            return None
+        left = job.data_expires_at.ToDatetime(tzinfo=timezone.utc) - datetime.now(timezone.utc)
+        return round(left / timedelta(days=1))
+
+    assert days_left(submit(client, ForkRequest(source), Submission(key="1")).job_id) == 14
+    month = timedelta(days=30)
+    submission = Submission(key="2", source_data_ttl="infinity")
+    assert days_left(submit(client, ForkRequest(source, data_ttl=month), submission).job_id) == 30
+    assert days_left(source) is None
+    for unset in ("default", "infinite"):
+        emulator.settings.unset_data_ttl = unset
+        request = ForkRequest(source, data_ttl="infinity")
+        assert days_left(submit(client, request, Submission(key=unset)).job_id) is None
+
+
+def test_an_honoured_key_that_leads_back_to_an_ended_job_is_changed(
+    emulator: Emulator, client: DataSphereClient, source: str
+) -> None:
+    first = submit(client, ForkRequest(source), Submission(key="key"))
+    emulator.wait_job(first.job_id)
+    cloned: list[str] = []
+    second = submit(client, ForkRequest(source), Submission(key="key", verify=True, cloned=cloned.append))
+    assert second.job_id != first.job_id
+    assert cloned == [second.job_id]
+    emulator.wait_job(second.job_id)
+    assert emulator.job(second.job_id).status == jobs_pb2.SUCCESS
+
+
+def test_parallel_forks_with_one_client_are_different_jobs(
+    emulator: Emulator, client: DataSphereClient, source: str
+) -> None:
+    jobs: list[str] = []
+    threads = [threading.Thread(target=lambda: jobs.append(client.fork_job(source).id)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({*jobs}) == 8
+    assert {job.id for job in emulator.jobs(source)} == {*jobs}

@@ -1,0 +1,267 @@
+"""A running task is ended: by a person, by its timeout, by its worker. Who decides, and what happens to the job?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import Future
+
+import psutil
+import pytest
+
+from datasphere_emulator import Script
+from e2e.kill_stage import PATIENCE, Act, Scene, Scenes, stage
+from harness import RealAirflow
+
+pytestmark = pytest.mark.airflow
+
+FOR_EVER = Script(never_ends=True, log=["it runs"])
+QUICK = Script(log=["it is over"])
+FORK = 'ForkJobOperator(task_id="fork", source_job_id=SOURCE, poll_interval=0.5, {})'
+
+scenes = Scenes()
+
+
+# A person ----------------------------------------------------------------------------------------------------------
+
+
+@scenes.add(FORK.format("retries=1"), script=FOR_EVER)
+def marked_failed(act: Act) -> None:
+    process = act.process()
+    act.mark("failed")
+    process.wait(PATIENCE)
+    act.assert_cancelled_once()
+    assert act.state() == "failed"
+
+
+@scenes.add(FORK.format("retries=1"), script=FOR_EVER)
+def marked_success(act: Act) -> None:
+    process = act.process()
+    act.mark("success")
+    process.wait(PATIENCE)
+    act.assert_cancelled_once()
+    assert act.state() == "success"
+
+
+@scenes.add(FORK.format("retries=0"), script=[FOR_EVER, QUICK])
+def cleared(act: Act) -> None:
+    act.process()
+    act.clear()
+    assert act.wait({"success", "failed"}, try_number=2) == "success"
+    act.assert_cancelled_once("SUCCESS")
+
+
+@scenes.add(FORK.format("retries=2"), script=[FOR_EVER, QUICK])
+def cleared_with_tries_left(act: Act) -> None:
+    act.process()
+    act.clear()
+    assert act.wait({"success", "failed"}, try_number=2) == "success"
+    act.assert_cancelled_once("SUCCESS")
+
+
+@scenes.add(FORK.format('on_kill_action="keep"'), script=FOR_EVER)
+def marked_failed_and_kept(act: Act) -> None:
+    process = act.process()
+    act.mark("failed")
+    process.wait(PATIENCE)
+    act.settle()
+    assert act.statuses() == ["EXECUTING"]
+    assert act.cancels() == []
+
+
+@scenes.add(FORK.format('on_kill_action="graceful"'), script=FOR_EVER, graceful_shutdown=("SIGTERM", 1))
+def marked_failed_with_grace(act: Act) -> None:
+    process = act.process()
+    act.mark("failed")
+    process.wait(PATIENCE)
+    act.assert_cancelled_once()
+    assert [call.request and call.request["graceful"] for call in act.cancels()] == [True]
+
+
+@scenes.add(FORK.format('on_kill_action="graceful"'), script=FOR_EVER)
+def marked_failed_with_no_grace_in_the_job(act: Act) -> None:
+    process = act.process()
+    act.mark("failed")
+    process.wait(PATIENCE)
+    act.assert_cancelled_once()
+    assert not (act.cancels()[0].request or {}).get("graceful")
+    assert "no graceful-shutdown section" in act.log()
+
+
+# The clock ---------------------------------------------------------------------------------------------------------
+
+
+@scenes.add(FORK.format("execution_timeout=timedelta(seconds=5)"), script=FOR_EVER)
+def timed_out(act: Act) -> None:
+    assert act.wait({"success", "failed"}) == "failed"
+    act.assert_cancelled_once()
+    assert "execution_timeout passed" in act.log()
+
+
+@scenes.add(FORK.format("retries=1, execution_timeout=timedelta(seconds=5)"), script=[FOR_EVER, QUICK])
+def timed_out_with_a_try_left(act: Act) -> None:
+    assert act.wait({"success", "failed"}) == "success"
+    act.assert_cancelled_once("SUCCESS")
+
+
+# The worker --------------------------------------------------------------------------------------------------------
+
+
+def assert_the_next_try_goes_on(act: Act) -> None:
+    """Try 2 attaches to the job of try 1, which ends well."""
+    act.wait("running", try_number=2)
+    act.airflow.until(lambda: "attaching to it" in act.log(try_number=2), PATIENCE, "try 2 attached")
+    act.let_the_program_end()
+    assert act.wait({"success", "failed"}, try_number=2) == "success"
+    act.settle()
+    assert act.statuses() == ["SUCCESS"]
+    assert act.emulator.executions(act.jobs()[0].id) == 1
+    assert act.cancels() == []
+    assert act.airflow.xcom(act.dag_id, act.run_id, "fork") == act.jobs()[0].id
+
+
+@scenes.add(FORK.format("retries=1"), script=None)
+def supervisor_stopped_with_a_try_left(act: Act) -> None:
+    supervisor = act.process().parent()
+    assert supervisor is not None
+    supervisor.terminate()
+    assert_the_next_try_goes_on(act)
+    assert "the next try attaches to it" in act.log()
+
+
+@scenes.add(FORK.format("retries=0"), script=FOR_EVER)
+def supervisor_stopped_in_the_last_try(act: Act) -> None:
+    supervisor = act.process().parent()
+    assert supervisor is not None
+    supervisor.terminate()
+    assert act.wait({"success", "failed"}) == "failed"
+    act.assert_cancelled_once()
+
+
+@scenes.add(FORK.format("retries=1, reattach=False"), script=[FOR_EVER, QUICK])
+def supervisor_stopped_without_reattach(act: Act) -> None:
+    supervisor = act.process().parent()
+    assert supervisor is not None
+    supervisor.terminate()
+    assert act.wait({"success", "failed"}, try_number=2) == "success"
+    act.assert_cancelled_once("SUCCESS")
+
+
+@scenes.add(FORK.format("retries=1"), script=None)
+def task_killed(act: Act) -> None:
+    act.process().kill()
+    assert_the_next_try_goes_on(act)
+
+
+@scenes.add(FORK.format("retries=1"), script=None)
+def late_signal_to_a_zombie(act: Act) -> None:
+    process = act.process()
+    supervisor = process.parent()
+    assert supervisor is not None
+    # The worker is cut off: Airflow gives the try up and starts the next one, while this one still runs.
+    supervisor.suspend()
+    try:
+        act.wait("running", try_number=2)
+        act.airflow.until(lambda: "attaching to it" in act.log(try_number=2), PATIENCE, "try 2 attached")
+        assert process.is_running()
+    finally:
+        # The worker is back, learns that the task isn't its own any more, and ends it.
+        supervisor.resume()
+    process.wait(PATIENCE)
+    assert_the_next_try_goes_on(act)
+
+
+# In the middle of the start ----------------------------------------------------------------------------------------
+
+
+def assert_nothing_runs(act: Act) -> None:
+    act.settle()
+    act.airflow.until(lambda: not {"PREPARING", "EXECUTING"} & {*act.statuses()}, PATIENCE, "jobs at rest")
+
+
+@scenes.add(FORK.format(""), script=FOR_EVER, own_emulator=True)
+def marked_failed_during_clone(act: Act) -> None:
+    process = _interrupted_in(act, "Clone", delay=3.0)
+    act.mark("failed")
+    process.wait(PATIENCE)
+    assert_nothing_runs(act)
+    assert act.calls("Execute") == []
+
+
+@scenes.add(FORK.format(""), script=FOR_EVER, own_emulator=True)
+def marked_failed_during_execute(act: Act) -> None:
+    process = _interrupted_in(act, "Execute", delay=4.0)
+    act.mark("failed")
+    process.wait(PATIENCE)
+    assert_nothing_runs(act)
+
+
+@scenes.add(FORK.format(""), script=FOR_EVER, own_emulator=True)
+def marked_failed_while_the_answer_to_execute_is_on_its_way(act: Act) -> None:
+    act.emulator.faults.inject("Execute", lost_answer=True, hang=True)
+    process = act.process()
+    act.mark("failed")
+    process.wait(PATIENCE)
+    act.emulator.faults.clear()
+    act.assert_cancelled_once()
+
+
+@scenes.add(FORK.format("execution_timeout=timedelta(seconds=4)"), script=FOR_EVER, own_emulator=True)
+def timed_out_during_execute(act: Act) -> None:
+    _interrupted_in(act, "Execute", delay=8.0)
+    assert act.wait({"success", "failed"}) == "failed"
+    act.airflow.until(lambda: all(call.finished for call in act.emulator.journal.calls("Execute")), PATIENCE, "answer")
+    assert_nothing_runs(act)
+
+
+@scenes.add(FORK.format("retries=1"), script=[QUICK], own_emulator=True)
+def task_killed_during_execute(act: Act) -> None:
+    process = _interrupted_in(act, "Execute", delay=2.0, times=1)
+    process.kill()
+    assert act.wait({"success", "failed"}, try_number=2) == "success"
+    assert act.statuses() == ["SUCCESS"]
+    assert act.emulator.executions(act.jobs()[0].id) == 1
+    assert act.cancels() == []
+
+
+@scenes.add(
+    FORK.format('retries=1, vars={"DATA": __file__}'),
+    script=[QUICK],
+    own_emulator=True,
+    files={"data.txt": "old"},
+    inputs=[("data.txt", "DATA")],
+)
+def supervisor_stopped_during_upload(act: Act) -> None:
+    process = _interrupted_in(act, "storage.put", delay=3.0, times=1)
+    supervisor = process.parent()
+    assert supervisor is not None
+    supervisor.terminate()
+    assert act.wait({"success", "failed"}, try_number=2) == "success"
+    assert act.statuses().count("SUCCESS") == 1
+    assert sum(act.emulator.executions(job.id) for job in act.jobs()) == 1
+    assert act.cancels() == []
+
+
+def _interrupted_in(act: Act, method: str, **fault: float) -> psutil.Process:
+    """The task's process, in the middle of a call."""
+    act.emulator.faults.inject(method, **fault)
+    act.airflow.until(lambda: act.emulator.journal.count(method), PATIENCE, f"call of {method}")
+    return act.airflow.task_process(act.dag_id, act.run_id, "fork")
+
+
+@pytest.fixture(scope="module")
+def played(
+    any_airflow: RealAirflow, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Future[None]]]:
+    wanted = {
+        item.callspec.params["scene"].name: item.callspec.params["scene"]
+        for item in request.session.items
+        if isinstance(item, pytest.Function) and hasattr(item, "callspec") and item.path == request.path
+    }
+    folder = tmp_path_factory.mktemp("flags")
+    with stage(any_airflow, wanted.values(), "kill_blocking", folder) as results:
+        yield results
+
+
+@pytest.mark.parametrize("scene", scenes.params())
+def test_blocking(scene: Scene, played: dict[str, Future[None]]) -> None:
+    played[scene.name].result(timeout=280)

@@ -1,0 +1,151 @@
+"""Downloads that are repeated, killed, or happen twice at once."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from airflow_provider_datasphere.client.download import download_job_files
+from datasphere_emulator import Emulator
+from stored_jobs import add_output, client_of, ended_job, files_in, gets, only_files, random_bytes, zipped
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MEBIBYTE = 1024 * 1024
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Emulator]:
+    with Emulator(tls=False) as emulator:
+        yield emulator
+
+
+@pytest.fixture
+def emulator(running: Emulator) -> Iterator[Emulator]:
+    running.journal.clear()
+    yield running
+    running.faults.clear()
+
+
+def test_a_second_run_fetches_only_what_is_not_right(emulator: Emulator, tmp_path: Path) -> None:
+    job_id = ended_job(emulator, {"same": b"same", "changed": b"changed", "lost": b"lost", "empty": b""})
+    add_output(emulator, job_id, "d", zipped({"d/x": b"x" * 200_000}), archive=True)
+    client = client_of(emulator)
+    first = download_job_files(client, job_id, output_dir=tmp_path)
+    (tmp_path / "changed").write_bytes(b"CHANGED")
+    (tmp_path / "lost").unlink()
+    kept = (tmp_path / "same").stat()
+    emulator.journal.clear()
+
+    assert download_job_files(client, job_id, output_dir=tmp_path) == first
+
+    assert only_files(tmp_path) == {
+        "same": b"same",
+        "changed": b"changed",
+        "lost": b"lost",
+        "empty": b"",
+        "d/x": b"x" * 200_000,
+    }
+    assert (tmp_path / "same").stat().st_mtime_ns == kept.st_mtime_ns
+    by_content = {call.request["sha256"]: call.request["range"] for call in gets(emulator)}
+    # Of the directory only its archive's table of contents was looked at.
+    assert by_content.pop(first[-1]["sha256"]).startswith("bytes=")
+    assert set(by_content) == {hashlib.sha256(content).hexdigest() for content in (b"changed", b"lost")}
+
+
+def test_a_directory_with_a_changed_file_is_unpacked_again(emulator: Emulator, tmp_path: Path) -> None:
+    job_id = ended_job(emulator)
+    add_output(emulator, job_id, "d", zipped({"d/x": b"right", "d/y": b"y"}), archive=True)
+    download_job_files(client_of(emulator), job_id, output_dir=tmp_path)
+    (tmp_path / "d/x").write_bytes(b"wrong")
+    download_job_files(client_of(emulator), job_id, output_dir=tmp_path)
+    assert only_files(tmp_path) == {"d/x": b"right", "d/y": b"y"}
+
+
+def test_a_killed_download_leaves_nothing_visible_and_the_next_one_goes_on(emulator: Emulator, tmp_path: Path) -> None:
+    content = random_bytes(6 * MEBIBYTE)
+    job_id = ended_job(emulator, {"big": content, "dir/small": b"small"})
+    client = client_of(emulator)
+    fault = emulator.faults.inject("storage.get", bytes_per_second=3 * MEBIBYTE)
+    program = f"""
+        import sys
+        sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+        from airflow_provider_datasphere.client.download import download_job_files
+        from airflow_provider_datasphere.client.jobs import DataSphereClient
+        from airflow_provider_datasphere.client.settings import Settings
+        client = DataSphereClient(Settings.from_extra({emulator.connection_extra()!r}))
+        download_job_files(client, {job_id!r}, output_dir={str(tmp_path)!r})
+    """
+    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(program)])
+    try:
+        deadline = time.monotonic() + 60
+        while not any(path.stat().st_size > 2 * MEBIBYTE for path in tmp_path.rglob("*.part")):
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.02)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert not (tmp_path / "big").exists()
+    assert all(path.name.startswith(".datasphere-") for path in tmp_path.iterdir() if path.name != "dir")
+    emulator.faults.remove(fault)
+    emulator.journal.clear()
+
+    download_job_files(client, job_id, output_dir=tmp_path)
+
+    assert files_in(tmp_path) == {"big": content, "dir/": b"", "dir/small": b"small"}
+    (call,) = [call for call in gets(emulator) if call.request["sha256"] == hashlib.sha256(content).hexdigest()]
+    assert int(call.request["range"].removeprefix("bytes=").rstrip("-")) > 2 * MEBIBYTE
+
+
+def test_two_downloads_to_one_folder_do_not_disturb_each_other(emulator: Emulator, tmp_path: Path) -> None:
+    contents = {f"f{n}": random_bytes(300_000, n) for n in range(4)}
+    job_id = ended_job(emulator, contents)
+    emulator.faults.inject("storage.get", bytes_per_second=1_000_000)
+    errors: list[BaseException] = []
+
+    def download() -> None:
+        try:
+            download_job_files(client_of(emulator), job_id, output_dir=tmp_path)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=download) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert files_in(tmp_path) == contents
+
+
+def test_the_folder_of_a_living_download_is_left_alone(emulator: Emulator, tmp_path: Path) -> None:
+    job_id = ended_job(emulator, {"file": b"content"})
+    theirs = tmp_path / f".datasphere-{job_id}"
+    theirs.mkdir()
+    (theirs / "x.part").write_bytes(b"x")
+    handle = os.open(theirs, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    download_job_files(client_of(emulator), job_id, output_dir=tmp_path)
+    os.close(handle)
+    assert only_files(tmp_path) == {"file": b"content", f".datasphere-{job_id}/x.part": b"x"}
+
+
+def test_an_output_with_the_temporary_folders_name_is_safe(emulator: Emulator, tmp_path: Path) -> None:
+    job_id = ended_job(emulator)
+    path = f".datasphere-{job_id}/mine"
+    add_output(emulator, job_id, path, b"mine")
+    download_job_files(client_of(emulator), job_id, output_dir=tmp_path)
+    assert only_files(tmp_path) == {path: b"mine"}
