@@ -127,6 +127,10 @@ class ControlClient:
         extra.update(overrides)
         return {name: value for name, value in extra.items() if value is not None}
 
+    def add_project(self, name: str = "") -> str:
+        """See ``Emulator.add_project``."""
+        return str(self.request("POST", "projects", {"name": name})["id"])
+
     def create_job(self, cmd: str = "python main.py", *, execute: bool = False, **fields: Any) -> str:
         """See ``Emulator.create_job``."""
         body = {"cmd": cmd, "execute": execute, **_plain_fields(fields)}
@@ -157,6 +161,15 @@ class ControlClient:
     def executions(self, job_id: str) -> int:
         """How often a job was really started."""
         return int(self.request("GET", f"jobs/{job_id}/executions")["executions"])
+
+    def operation_of(self, job_id: str) -> str:
+        """Id of the operation of a job's execution, "" if it has none."""
+        return str(self.request("GET", f"jobs/{job_id}/executions")["operation_id"])
+
+    def log_text(self, job_id: str, limit: int = 200_000) -> list[tuple[str, float, bytes]]:
+        """The end of a job's log: source, time in seconds since the epoch, content. :param limit: bytes."""
+        log = self.request("GET", f"jobs/{job_id}/log", query={"limit": limit})["log"]
+        return [(piece["source"], piece["time"], base64.b64decode(piece["base64"])) for piece in log]
 
     def wait_job(self, job_id: str, status: str | None = "SUCCESS", timeout: float = 30.0) -> jobs_pb2.Job:
         """See ``Emulator.wait_job``."""

@@ -32,6 +32,7 @@ is for localhost. Requests that a browser sends for a web page are refused with 
 ``GET jobs/{id}``                     the job
 ``DELETE jobs/{id}``                  delete it
 ``GET jobs/{id}/executions``          ``{"executions": number, "operation_id"}`` of the last one
+``GET jobs/{id}/log``                 ``{"log": [{"source", "time", "base64"}]}``: its end; query: ``limit`` in bytes
 ``POST jobs/{id}/wait``               arguments of ``Emulator.wait_job`` → the job
 ``POST jobs/{id}/cancel``             arguments of ``Emulator.cancel_job``
 ``POST jobs/{id}/clear-data``         remove its files
@@ -176,6 +177,7 @@ class ControlHandlers:
             ("GET", "jobs/{id}", self._job),
             ("DELETE", "jobs/{id}", self._delete_job),
             ("GET", "jobs/{id}/executions", self._executions),
+            ("GET", "jobs/{id}/log", self._log),
             ("POST", "jobs/{id}/wait", self._wait_job),
             ("POST", "jobs/{id}/cancel", self._cancel_job),
             ("POST", "jobs/{id}/clear-data", self._clear_data),
@@ -283,6 +285,15 @@ class ControlHandlers:
     async def _executions(self, request: web.Request) -> Any:
         job_id = request.match_info["id"]
         return {"executions": self._core.executions(job_id), "operation_id": self._core.operation_of(job_id)}
+
+    async def _log(self, request: web.Request) -> Any:
+        limit = {"limit": int(request.query["limit"])} if "limit" in request.query else {}
+        pieces = self._core.log_text(request.match_info["id"], **limit)
+        log = [
+            {"source": source, "time": time, "base64": base64.b64encode(content).decode()}
+            for source, time, content in pieces
+        ]
+        return {"log": log}
 
     async def _wait_job(self, request: web.Request) -> Any:
         return await self._core.wait_job(request.match_info["id"], **await _body(request))

@@ -8,7 +8,6 @@ import time
 import tracemalloc
 
 import pytest
-from contract.watching import Watcher
 
 from airflow_provider_datasphere.client import logs as logs_module
 from airflow_provider_datasphere.client.errors import JobFailedError
@@ -17,6 +16,7 @@ from airflow_provider_datasphere.client.logs import LogLine
 from airflow_provider_datasphere.client.outcome import JobHandle
 from airflow_provider_datasphere.client.service import Interrupted
 from airflow_provider_datasphere.client.watch import watch
+from contract.watching import Watcher
 from datasphere_emulator import Emulator, Script
 from datasphere_emulator.script import LogLine as Printed
 from datasphere_emulator.script import Progress
@@ -65,8 +65,11 @@ def test_a_silent_job_is_noticed_at_once(emulator: Emulator, watcher: Watcher) -
 @pytest.mark.parametrize("cut", ["whole", "split", "one by one"])
 @pytest.mark.parametrize("late", [0.0, 1.0], ids=["in time", "late"])
 @pytest.mark.parametrize("stream", ["open", "early ends", "silent early ends", "breaks near the end"])
-def test_no_line_is_lost(emulator: Emulator, watcher: Watcher, cut: str, late: float, stream: str) -> None:
+def test_no_line_is_lost(
+    emulator: Emulator, watcher: Watcher, monkeypatch: pytest.MonkeyPatch, cut: str, late: float, stream: str
+) -> None:
     """Everything is printed just before the end, may come late, in chunks that end inside lines and characters."""
+    monkeypatch.setattr(logs_module, "SETTLE_WINDOW", late + 1.0)
     count = 400 if cut == "one by one" else LINES
     emulator.settings.log_delay_seconds = late
     emulator.settings.log_chunk_bytes = {"whole": None, "split": 1000, "one by one": 7}[cut]

@@ -21,7 +21,7 @@ from harness import RealAirflow
 #: Tasks that run at once; Airflow has eight slots.
 AT_ONCE = 5
 #: Generous: a scene takes 5 to 20 seconds alone.
-PATIENCE = 120.0
+PATIENCE = 240.0
 
 HEADER = """
 from __future__ import annotations
@@ -156,10 +156,11 @@ class Act:
     def wait(self, states: str | Collection[str], task_id: str = "fork", try_number: int = 1) -> str:
         return self.airflow.wait_task(self.dag_id, self.run_id, task_id, states, PATIENCE, try_number=try_number)
 
-    def wait_deferred(self, task_id: str = "fork", try_number: int = 1) -> None:
-        """Until the triggerer watches: its first poll has come."""
-        self.wait("deferred", task_id, try_number)
-        self.airflow.until(lambda: "begins here again" in self.log(task_id, try_number), PATIENCE, "trigger running")
+    def wait_deferred(self, task_id: str = "fork") -> None:
+        """Until the triggerer watches the job: it reads its log or, for a sensor, polls it."""
+        self.wait("deferred", task_id)
+        polls = len(self.calls("Get"))
+        self.airflow.until(lambda: self.calls("ReadLogs") or len(self.calls("Get")) > polls, PATIENCE, "trigger")
 
     def state(self, task_id: str = "fork") -> str | None:
         return self.airflow.state(self.dag_id, self.run_id, task_id)
@@ -201,6 +202,13 @@ def stage(airflow: RealAirflow, scenes: Iterable[Scene], name: str, folder: Path
         yield {act.scene.name: players.submit(_play, act) for act in acts}
 
 
+def wanted_scenes(request: pytest.FixtureRequest) -> list[Scene]:
+    """The scenes of the requesting module that this session's tests ask for."""
+    items = [item for item in request.session.items if isinstance(item, pytest.Function) and item.path == request.path]
+    scenes: list[Scene] = [item.callspec.params["scene"] for item in items if hasattr(item, "callspec")]
+    return list({scene.name: scene for scene in scenes}.values())
+
+
 def _play(act: Act) -> None:
     act.start()
     try:
@@ -212,10 +220,6 @@ def _play(act: Act) -> None:
             with contextlib.suppress(Exception):
                 act.emulator.cancel_job(job.id)
         with contextlib.suppress(Exception):
-            for (task_id, _), state in airflow_states(act).items():
-                if state not in {"success", "failed", "skipped", "upstream_failed", "removed"}:
-                    act.mark("failed", task_id)
-
-
-def airflow_states(act: Act) -> dict[tuple[str, int], str | None]:
-    return act.airflow.task_states(act.dag_id, act.run_id)
+            for (task_id, map_index), state in act.airflow.task_states(act.dag_id, act.run_id).items():
+                if state in {"running", "deferred"}:
+                    act.airflow.set_task_state(act.dag_id, act.run_id, task_id, "failed", map_index)

@@ -32,13 +32,23 @@ def why_not() -> str | None:
 
 
 @pytest.mark.root
+@pytest.mark.timeout(600)
 def test_unmodified_cli(tmp_path: Path) -> None:
     reason = why_not()
     if reason is not None:
         pytest.skip(reason)
     report = tmp_path / "report.xml"
     command = [*UNSHARE, sys.executable, str(TESTS / "harness" / "redirected_hosts.py")]
-    command += [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junit-xml={report}"]
+    command += [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--timeout=550",
+        f"--junit-xml={report}",
+    ]
     command += [f"--basetemp={tmp_path / 'inner'}", *(str(TESTS / "contract" / name) for name in FILES)]
     hosts = Path("/etc/hosts").read_bytes()
     run = subprocess.run(
@@ -47,7 +57,7 @@ def test_unmodified_cli(tmp_path: Path) -> None:
         env={**os.environ, "DATASPHERE_CLI_HOSTS": "redirected"},
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=580,
     )
     assert run.returncode == 0, run.stdout + run.stderr
     (suite,) = ElementTree.parse(report).getroot().iter("testsuite")

@@ -37,7 +37,8 @@ def fork(task_id, conn_id, source, **options):
 
 
 def dag(dag_id):
-    return DAG(dag_id, schedule=None, start_date=datetime(2024, 1, 1), default_args={{"retries": 0}})
+    # Few at once: each is a process or two, and Airflow 2 gives tasks up that a busy machine keeps from reporting.
+    return DAG(dag_id, schedule=None, start_date=datetime(2024, 1, 1), max_active_tasks=4)
 
 
 with dag("credentials"):
@@ -143,11 +144,12 @@ def test_each_credential_runs_jobs(stage: Stage) -> None:
     airflow.wait_run("credentials", run_id, timeout=300)
     states = airflow.task_states("credentials", run_id)
     expected = {(name, -1): "success" for name in WORKING} | {(f"{name}_deferred", -1): "failed" for name in WORKING}
-    assert states == expected
+    wrong = [task_id for (task_id, _), state in states.items() if state != expected[task_id, -1]]
+    assert not wrong, (wrong, airflow.task_log("credentials", run_id, wrong[0]))
     assert "a line" in airflow.task_log("credentials", run_id, "metadata")
     for name in WORKING:
         log = airflow.task_log("credentials", run_id, f"{name}_deferred")
-        assert "JobFailedError" in log, log[-3000:]
+        assert "JobFailedError" in log, log
 
 
 def test_a_refused_credential_says_so(stage: Stage) -> None:
@@ -175,9 +177,7 @@ def test_killed_tasks_and_a_revoked_token(stage: Stage) -> None:
     for task_id in ("blocking", "deferred"):
         airflow.set_task_state("long", run_id, task_id, "failed")
     assert airflow.wait_task("long", run_id, "revoked", timeout=120) == "success"
-    for task_id in ("blocking", "deferred"):
-        job_id = airflow.xcom("long", run_id, task_id, "job_id") or airflow.xcom("long", run_id, task_id, "result")
-        assert job_id or airflow.xcoms("long", run_id, task_id)
+    airflow.until(lambda: len(emulator.journal.calls("Cancel")) >= 2, 60, "Cancel of both jobs")
 
 
 def test_links(stage: Stage) -> None:

@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from datasphere_emulator import Script
-from e2e.kill_stage import PATIENCE, Act, Scene, Scenes, stage
+from e2e.kill_stage import PATIENCE, Act, Scene, Scenes, stage, wanted_scenes
 from harness import RealAirflow
 
 pytestmark = pytest.mark.airflow
@@ -90,14 +90,14 @@ def marked_failed_with_no_grace_in_the_job(act: Act) -> None:
 # The clock ---------------------------------------------------------------------------------------------------------
 
 
-@scenes.add(FORK.format("execution_timeout=timedelta(seconds=5)"), script=FOR_EVER)
+@scenes.add(FORK.format("execution_timeout=timedelta(seconds=15)"), script=FOR_EVER)
 def timed_out(act: Act) -> None:
     assert act.wait({"success", "failed"}) == "failed"
     act.assert_cancelled_once()
     assert "execution_timeout passed" in act.log()
 
 
-@scenes.add(FORK.format("retries=1, execution_timeout=timedelta(seconds=5)"), script=[FOR_EVER, QUICK])
+@scenes.add(FORK.format("retries=1, execution_timeout=timedelta(seconds=15)"), script=[FOR_EVER, QUICK])
 def timed_out_with_a_try_left(act: Act) -> None:
     assert act.wait({"success", "failed"}) == "success"
     act.assert_cancelled_once("SUCCESS")
@@ -205,9 +205,9 @@ def marked_failed_while_the_answer_to_execute_is_on_its_way(act: Act) -> None:
     act.assert_cancelled_once()
 
 
-@scenes.add(FORK.format("execution_timeout=timedelta(seconds=4)"), script=FOR_EVER, own_emulator=True)
+@scenes.add(FORK.format("execution_timeout=timedelta(seconds=15)"), script=FOR_EVER, own_emulator=True)
 def timed_out_during_execute(act: Act) -> None:
-    _interrupted_in(act, "Execute", delay=8.0)
+    _interrupted_in(act, "Execute", delay=25.0)
     assert act.wait({"success", "failed"}) == "failed"
     act.airflow.until(lambda: all(call.finished for call in act.emulator.journal.calls("Execute")), PATIENCE, "answer")
     assert_nothing_runs(act)
@@ -252,16 +252,11 @@ def _interrupted_in(act: Act, method: str, **fault: float) -> psutil.Process:
 def played(
     any_airflow: RealAirflow, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, Future[None]]]:
-    wanted = {
-        item.callspec.params["scene"].name: item.callspec.params["scene"]
-        for item in request.session.items
-        if isinstance(item, pytest.Function) and hasattr(item, "callspec") and item.path == request.path
-    }
-    folder = tmp_path_factory.mktemp("flags")
-    with stage(any_airflow, wanted.values(), "kill_blocking", folder) as results:
+    with stage(any_airflow, wanted_scenes(request), "kill_blocking", tmp_path_factory.mktemp("flags")) as results:
         yield results
 
 
 @pytest.mark.parametrize("scene", scenes.params())
+@pytest.mark.timeout(600)
 def test_blocking(scene: Scene, played: dict[str, Future[None]]) -> None:
-    played[scene.name].result(timeout=280)
+    played[scene.name].result()

@@ -36,7 +36,8 @@ if __name__ == "__main__":
             value_of = operator.attrgetter("value")
         from airflow.utils.session import create_session
 
-        dags = [value for value in list(globals().values()) if isinstance(getattr(value, "dag_id", None), str)]
+        values = [value for value in list(globals().values()) if not isinstance(value, type)]
+        dags = [value for value in values if hasattr(value, "dag_id") and hasattr(value, "test")]
         for dag in {{dag.dag_id: dag for dag in dags}}.values():
             print("{_MARK}begin", dag.dag_id, flush=True)
             run = dag.test(run_conf=json.loads(os.environ["HARNESS_CONF"]))

@@ -68,7 +68,7 @@ def dag_errors(files: list[str]) -> dict[str, str]:
         from airflow.models.dagbag import DagBag
     errors = {}
     for file in files:
-        bag = DagBag(dag_folder=file, include_examples=False)
+        bag = DagBag(dag_folder=file)
         errors.update(bag.import_errors)
         if not bag.dags:
             errors.setdefault(file, "holds no DAG")

@@ -237,9 +237,14 @@ def _failed(error: str, shown: Mapping[str, Any] | None, tries: int = 1, jobs: i
     return Expected("failed", error, shown, tries, jobs)
 
 
+def _ended_with(code: int, *, known: bool = True) -> dict[str, Any]:
+    """The result of a program that failed; its code is known to the operation only."""
+    return result("ERROR", code if known else None, details=f"Program returned code {code}.")
+
+
 def _program_failed(name: str, code: int, **fields: Any) -> Scenario:
     """A program that fails: retried by the operator, final for a sensor; the job alone doesn't tell the code."""
-    shown, unknown = result("ERROR", code), result("ERROR", None)
+    shown, unknown = _ended_with(code), _ended_with(code, known=False)
     return Scenario(
         name,
         [script(return_code=code)],
@@ -251,7 +256,7 @@ def _program_failed(name: str, code: int, **fields: Any) -> Scenario:
 
 
 def _operation_error(name: str, code: str) -> Scenario:
-    shown = result("ERROR", None, made=())
+    shown = result("ERROR", None, made=(), details="no free instances")
     return Scenario(
         name,
         [script(error=(code, "no free instances"))],
@@ -276,14 +281,17 @@ SCENARIOS: Sequence[Scenario] = (
     Scenario(
         "fails_then_succeeds",
         [script(return_code=1), script()],
-        expected=_failed("JobFailedError", result("ERROR", 1)),
+        expected=_failed("JobFailedError", _ended_with(1)),
         after_retry=_TWICE,
-        without_operation=_failed("JobFailedError", result("ERROR", None)),
+        without_operation=_failed("JobFailedError", _ended_with(1, known=False)),
     ),
     Scenario(
         "cancelled_by_a_person",
         [script(never_ends=True)],
-        expected=_failed("JobCancelledError", result("CANCELLED", None, made=())),
+        expected=_failed(
+            "JobCancelledError",
+            result("CANCELLED", None, made=(), details="Job was cancelled. Reason: no longer needed"),
+        ),
         event=_cancelled_by_a_person,
     ),
     _operation_error("operation_error_internal", "INTERNAL"),
@@ -291,9 +299,9 @@ SCENARIOS: Sequence[Scenario] = (
     Scenario(
         "operation_error_then_succeeds",
         [script(error=("INTERNAL", "no free instances")), script()],
-        expected=_failed("JobInfrastructureError", result("ERROR", None, made=())),
+        expected=_failed("JobInfrastructureError", result("ERROR", None, made=(), details="no free instances")),
         after_retry=_TWICE,
-        without_operation=_failed("JobFailedError", result("ERROR", None, made=())),
+        without_operation=_failed("JobFailedError", result("ERROR", None, made=(), details="no free instances")),
     ),
     Scenario(
         "missing_outputs",
@@ -315,8 +323,8 @@ SCENARIOS: Sequence[Scenario] = (
     Scenario(
         "skip_on_exit_code",
         [script(return_code=99)],
-        expected=Expected("skipped", result=result("ERROR", 99)),
-        without_operation=_failed("JobFailedError", result("ERROR", None)),
+        expected=Expected("skipped", result=_ended_with(99)),
+        without_operation=_failed("JobFailedError", _ended_with(99, known=False)),
         arguments={"skip_on_exit_code": 99},
     ),
     _program_failed("another_exit_code", 3, arguments={"skip_on_exit_code": [99, 100]}),
@@ -324,9 +332,9 @@ SCENARIOS: Sequence[Scenario] = (
     Scenario(
         "failed_before_the_first_look",
         [script(executing_seconds=0.0, return_code=1)],
-        expected=_failed("JobFailedError", result("ERROR", 1)),
-        after_retry=_failed("JobFailedError", result("ERROR", 1), tries=2, jobs=2),
-        without_operation=_failed("JobFailedError", result("ERROR", None)),
+        expected=_failed("JobFailedError", _ended_with(1)),
+        after_retry=_failed("JobFailedError", _ended_with(1), tries=2, jobs=2),
+        without_operation=_failed("JobFailedError", _ended_with(1, known=False)),
         ended_first=True,
     ),
     Scenario(
@@ -390,8 +398,8 @@ SCENARIOS: Sequence[Scenario] = (
     Scenario(
         "operation_not_found_job_failed",
         [script(return_code=1, **_WATCHED)],
-        expected=_failed("JobFailedError", result("ERROR", None)),
-        after_retry=_failed("JobFailedError", result("ERROR", None), tries=2, jobs=2),
+        expected=_failed("JobFailedError", _ended_with(1, known=False)),
+        after_retry=_failed("JobFailedError", _ended_with(1, known=False), tries=2, jobs=2),
         event=_operation_forgotten,
     ),
     Scenario(

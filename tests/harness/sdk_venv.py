@@ -15,7 +15,7 @@ from harness.venvs import CACHE, find_python, locked, uv
 
 REQUIREMENTS = ("datasphere==0.10.0", "yandexcloud")
 #: No command takes longer, seconds.
-PATIENCE = 90.0
+PATIENCE = 180.0
 _COLOUR = re.compile(r"\x1b\[\d+m")
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
+import sys
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -188,3 +191,29 @@ def test_the_readme_repairs_what_uninstalling_the_old_sdk_breaks(
     uv(*repair.split()[:2], "--python", venv.bin / "python", *repair.split()[2:], cwd=Path("/"))
     check(venv)
     assert_forks(venv, emulator, tmp_path)
+
+
+def documented_ways_to_install_the_sdk() -> list[str]:
+    blocks = re.findall(r"```console\n(.*?)```", (PROJECT / "docs" / "sdk.md").read_text(), re.DOTALL)
+    return [block for block in blocks if "datasphere>=0.10" in block or "[sdk]" in block]
+
+
+@pytest.mark.parametrize("commands", documented_ways_to_install_the_sdk(), ids=["without requirements", "override"])
+def test_the_sdk_installs_as_documented(commands: str, install: Install, wheel: Path, tmp_path: Path) -> None:
+    venv = install(NEWEST)
+    environment = os.environ | {
+        "VIRTUAL_ENV": str(venv.path),
+        "PATH": f"{Path(sys.prefix, 'bin')}{os.pathsep}{os.environ['PATH']}",
+        "UV_FIND_LINKS": str(wheel.parent),  # this project isn't on the package index yet
+    }
+    script = f'set -e; pip() {{ uv pip "$@"; }}\n{commands}'
+    done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    answer = python(venv, tmp_path / "home", "-c", "from datasphere import SDK; print(SDK.fork_job.__name__)")
+    assert answer.strip() == "fork_job"
+    assert_same_airflow(venv)
+
+
+def assert_same_airflow(venv: AirflowVenv) -> None:
+    installed = uv("pip", "freeze", "--python", venv.bin / "python", cwd=Path("/"))
+    assert f"apache-airflow=={venv.version}" in installed.split()

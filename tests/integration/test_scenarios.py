@@ -32,6 +32,16 @@ ON_AIRFLOW_2 = (
 )
 VERSIONS = {NEWEST: SCENARIOS, "2.11.2": tuple(scenario for scenario in SCENARIOS if scenario.name in ON_AIRFLOW_2)}
 
+ENVIRONMENT = {
+    # A waiting task costs no processor time, so more of them than processors can wait at once.
+    "AIRFLOW__CORE__PARALLELISM": "16",
+    # Hundreds of tasks at once on a busy machine: slow isn't dead.
+    "AIRFLOW__SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": "600",
+    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "300",
+    "AIRFLOW__SCHEDULER__SCHEDULER_ZOMBIE_TASK_THRESHOLD": "300",
+    "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "120",
+}
+
 CELLS = [
     pytest.param(version, scenario, column, retries, id=f"{version}-{scenario.name}-{column.name}-retries{retries}")
     for version, scenarios in VERSIONS.items()
@@ -59,11 +69,9 @@ def played(request: pytest.FixtureRequest) -> Iterator[Played]:
     version: str = request.param
     with Emulator(tls=False) as emulator:
         play = Play(emulator, COLUMNS, VERSIONS[version])
-        # Waiting tasks cost no processor time, so more of them than processors can wait at once.
-        env = {"AIRFLOW__CORE__PARALLELISM": "24", "AIRFLOW__CORE__MAX_ACTIVE_TASKS_PER_DAG": "64"}
-        with RealAirflow(version, dags=play.dags(), connections=play.connections(), env=env) as airflow:
-            for dag_id in play.dags():
-                airflow.until(lambda dag_id=dag_id: airflow._has_dag(dag_id), 120, f"DAG {dag_id} parsed")
+        with RealAirflow(version, connections=play.connections(), env=ENVIRONMENT) as airflow:
+            for dag_id, source in play.dags().items():
+                airflow.add_dag(dag_id, source, timeout=180)
             play.run(airflow)
             yield Played(emulator, play)
 

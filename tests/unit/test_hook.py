@@ -148,7 +148,7 @@ def test_fields_without_meaning_are_named(connect: Connect, monkeypatch: pytest.
     monkeypatch.setattr(DataSphereHook, "log", SimpleNamespace(warning=lambda *arguments: said.append(arguments)))
     assert hook.settings
     ((text, *arguments),) = said
-    assert "datasphere_default: host and password has no meaning" in text % tuple(arguments)
+    assert "datasphere_default: DataSphere makes no use of its host and password;" in text % tuple(arguments)
     assert "canary" not in text % tuple(arguments)
 
 

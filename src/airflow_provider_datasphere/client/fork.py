@@ -6,6 +6,7 @@ The rules are those of the official ``datasphere`` SDK 0.10 (``fork_params``, ``
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -175,11 +176,15 @@ def parse_working_storage(storage: object) -> int | None:
 
 @dataclass(frozen=True)
 class ForkPlan:
-    """A request sorted by what its source job declares: which variables are inputs, which outputs."""
+    """A request sorted by what its source job declares: which variables are inputs, which outputs.
+
+    :param kept_inputs: paths of the source's named inputs that stay.
+    """
 
     request: ForkRequest
     input_vars: Mapping[str, str]
     output_vars: Mapping[str, str]
+    kept_inputs: Sequence[str] = ()
 
 
 def plan_fork(request: ForkRequest, source: jobs_pb2.Job) -> ForkPlan:
@@ -216,7 +221,8 @@ def plan_fork(request: ForkRequest, source: jobs_pb2.Job) -> ForkPlan:
     for what, entries in (("input files", input_vars), ("output files", output_vars)):
         if len(entries) > MAX_ENTRIES:
             raise JobRequestError(f"vars overrides {len(entries)} {what}: DataSphere allows {MAX_ENTRIES}.")
-    return ForkPlan(request, input_vars, output_vars)
+    kept_inputs = [path for var, path in old_inputs.items() if var not in input_vars]
+    return ForkPlan(request, input_vars, output_vars, kept_inputs)
 
 
 def overrides_message(plan: ForkPlan, inputs: Sequence[JobInput]) -> jobs_pb2.JobParameters:
@@ -237,7 +243,9 @@ def overrides_message(plan: ForkPlan, inputs: Sequence[JobInput]) -> jobs_pb2.Jo
         raise JobRequestError(
             f"The inputs in vars have {total} bytes together: DataSphere takes {MAX_TOTAL_BYTES} (10 GiB)."
         )
-    _refuse_overlaps("vars (inputs)", [job_input.path for job_input in inputs])
+    # Relative paths of the source's inputs are compared as if they were here, as the SDK does.
+    paths = [*(job_input.path for job_input in inputs), *plan.kept_inputs]
+    _refuse_overlaps("vars (inputs)", map(os.path.abspath, paths))
 
     request = plan.request
     environment = jobs_pb2.Environment(vars=request.env_vars)

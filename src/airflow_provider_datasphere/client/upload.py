@@ -61,7 +61,9 @@ class JobInput:
 
 
 def local_input(var: str, path: str, scratch: Path) -> JobInput:
-    """Describe a local file or directory as the official SDK does (``FileDesc.path`` is the path as it is given).
+    """Describe a local file or directory as the official SDK does.
+
+    ``FileDesc.path`` is a file's path as it is given, and a directory's without what changes nothing (``./``, ``/``).
 
     :param scratch: an existing folder for the zip files of directories.
     :raises JobRequestError: there is nothing at ``path``, it can't be read, or is neither a file nor a directory.
@@ -80,7 +82,7 @@ def local_input(var: str, path: str, scratch: Path) -> JobInput:
         os.close(handle)
         # resolve(): the entries begin with the directory's name, which "." or "data/.." doesn't have.
         zip_directory(source if source.name else source.resolve(), Path(name))
-        return described(var, path, Path(name), jobs_pb2.ZIP)
+        return described(var, str(source), Path(name), jobs_pb2.ZIP)
     require_regular_file(source, what)
     return described(var, path, source, jobs_pb2.NONE)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from contextlib import suppress
 from importlib import import_module
@@ -20,6 +21,8 @@ else:
     _MASKERS = ("airflow.utils.log.secrets_masker",)
 
 _telling: set[asyncio.Task[Any]] = set()
+#: What was told already, as (process id, hash): a thousand triggers of one connection need no thousand messages.
+_told: set[tuple[int, int]] = set()
 
 
 def mask_token(token: str) -> bool:
@@ -30,17 +33,23 @@ def mask_token(token: str) -> bool:
 
     :return: False if that process couldn't be told from here; to be called again from elsewhere.
     """
+    mark = (os.getpid(), hash(token))
+    if mark in _told:
+        return True
     _mask_here(token)
     if not compat.AIRFLOW_V_3_0_PLUS:
+        _told.add(mark)
         return True
     try:
         loop = asyncio.get_running_loop()
     except RuntimeError:
         if threading.current_thread() is not threading.main_thread():
             return False
+        _told.add(mark)
         with suppress(Exception):
             compat.mask_secret(token)
         return True
+    _told.add(mark)
     # Not awaited: a call must not wait for a log's sake. Not cancelled: half a message would break the line for all.
     task = loop.create_task(_tell(token))
     _telling.add(task)

@@ -163,7 +163,7 @@ class DataSphereHook(BaseHook):
         unused = [name for name in ("host", "port", "login", "password", "schema") if getattr(connection, name, None)]
         if unused and connection.conn_type != "yandexcloud":
             self.log.warning(
-                "Connection %s: %s has no meaning for DataSphere; everything is in the extra fields (endpoint, …).",
+                "Connection %s: DataSphere makes no use of its %s; everything is in the extra fields (endpoint, …).",
                 self.datasphere_conn_id,
                 " and ".join(unused),
             )

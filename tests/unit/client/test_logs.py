@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import tracemalloc
 from collections.abc import Iterable, Sequence
@@ -44,7 +45,7 @@ def texts(messages: Iterable[Message]) -> list[str]:
 
 def cut(content: bytes, borders: Sequence[int]) -> list[Message]:
     places = [0, *sorted(border % (len(content) + 1) for border in borders), len(content)]
-    return [out(content[start:stop]) for start, stop in zip(places, places[1:])]
+    return [out(content[start:stop]) for start, stop in itertools.pairwise(places)]
 
 
 @given(text=st.text(st.characters(exclude_characters="\r"), max_size=200), borders=st.lists(st.integers(0, 1000)))

@@ -193,6 +193,11 @@ def test_control_client_does_what_the_emulator_does(control: ControlClient, emul
     assert emulator.log_text(source)[-3][2] == b"\xff\x00text\xff\x00"
     assert control.operation(emulator.operation_of(source)) == emulator.operation(emulator.operation_of(source))
     assert control.executions(source) == 1
+    assert control.operation_of(source) == emulator.operation_of(source)
+    assert control.log_text(source) == emulator.log_text(source)
+    assert control.log_text(source, limit=3) == emulator.log_text(source, limit=3) != emulator.log_text(source)
+    project = control.add_project("further")
+    assert emulator.core.projects[project].name == "further"
     scripted = control.create_scripted_job([Script(never_ends=True, log=["x"])], execute=True)
     assert [job.id for job in control.jobs()] == [source, scripted]
     assert control.jobs(parent=source) == []

@@ -1,0 +1,209 @@
+"""Inputs from anywhere: local path, another job's output, what is fetched when and what never is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import uuid
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from yandex.cloud.datasphere.v2.jobs import jobs_pb2
+
+from airflow_provider_datasphere.client import upload
+from airflow_provider_datasphere.client.errors import JobRequestError, ResultsError
+from airflow_provider_datasphere.client.fork import ForkRequest
+from airflow_provider_datasphere.client.submit import Submission, submit
+from airflow_provider_datasphere.inputs import stage_vars
+from datasphere_emulator import Emulator, Script
+from stored_jobs import add_output, client_of, ended_job, gets, random_bytes, zipped
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from airflow_provider_datasphere.client.upload import JobInput
+
+NOTHING = jobs_pb2.JobParameters()
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Emulator]:
+    with Emulator(tls=False) as emulator:
+        yield emulator
+
+
+@pytest.fixture
+def emulator(running: Emulator) -> Iterator[Emulator]:
+    running.journal.clear()
+    yield running
+    running.faults.clear()
+
+
+def stage(emulator: Emulator, scratch: Path, source: Any = NOTHING, **vars: str) -> list[JobInput]:
+    return stage_vars(vars, source, client_of(emulator), scratch)
+
+
+def content_of(given: JobInput) -> bytes:
+    with given.content() as path:
+        return path.read_bytes()
+
+
+def test_local_paths_stay_where_they_are(emulator: Emulator, tmp_path: Path) -> None:
+    (tmp_path / "data.csv").write_bytes(b"a")
+    (plain,) = stage(emulator, tmp_path, DATA=str(tmp_path / "data.csv"))
+    (uri,) = stage(emulator, tmp_path, DATA=f"file://{tmp_path}/data.csv")
+    assert plain.path == uri.path == str(tmp_path / "data.csv")
+    assert content_of(plain) == content_of(uri) == b"a"
+
+
+def test_of_another_jobs_output_nothing_is_fetched_before_it_is_asked_for(emulator: Emulator, tmp_path: Path) -> None:
+    content = random_bytes(200_000)
+    job_id = ended_job(emulator, {"out/result.bin": content})
+    (given,) = stage(emulator, tmp_path, DATA=f"datasphere://{job_id}/out/result.bin")
+    assert (given.var, given.path, given.size_bytes) == ("DATA", "result.bin", len(content))
+    assert given.sha256 == hashlib.sha256(content).hexdigest()
+    assert given.compression_type == jobs_pb2.NONE
+    assert gets(emulator) == []
+    assert content_of(given) == content
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_a_var_and_a_directory_of_another_job(emulator: Emulator, tmp_path: Path) -> None:
+    job_id = ended_job(emulator)
+    add_output(emulator, job_id, "a/b.txt", b"by var", var="RESULT")
+    archive = zipped({"model/w": b"w"})
+    add_output(emulator, job_id, "out/model", archive, archive=True)
+    by_var, directory = stage(
+        emulator, tmp_path, ONE=f"datasphere://{job_id}/RESULT", TWO=f"datasphere://{job_id}/out/model"
+    )
+    assert (by_var.path, content_of(by_var)) == ("b.txt", b"by var")
+    assert (directory.path, directory.compression_type) == ("model", jobs_pb2.ZIP)
+    assert content_of(directory) == archive
+
+
+def test_names_that_are_taken_give_way(emulator: Emulator, tmp_path: Path) -> None:
+    one, two = (ended_job(emulator, {"result.txt": name}) for name in (b"one", b"two"))
+    untouched = jobs_pb2.File(desc=jobs_pb2.FileDesc(path="other.txt", var="UNTOUCHED"))
+    source = jobs_pb2.JobParameters(input_files=[untouched])
+    add_output(emulator, two, "other.txt", b"three")
+    staged = stage(
+        emulator,
+        tmp_path,
+        source,
+        A=f"datasphere://{one}/result.txt",
+        B=f"datasphere://{two}/result.txt",
+        C=f"datasphere://{two}/other.txt",
+    )
+    assert [given.path for given in staged] == ["result.txt", "B/result.txt", "C/other.txt"]
+
+
+@pytest.mark.parametrize(
+    ("place", "error", "reason"),
+    [
+        ("nowhere/data", JobRequestError, "Input DATA: nowhere/data doesn't exist"),
+        ("datasphere://{ended}/nothing", JobRequestError, "has no output 'nothing'. It has: result.txt"),
+        ("datasphere://bt1unknown/a", JobRequestError, "bt1unknown"),
+        ("datasphere://", JobRequestError, "doesn't name a job's file"),
+        ("datasphere://{running}/a", ResultsError, "hasn't ended yet"),
+        ("datasphere://{cleared}/a", JobRequestError, "cleared"),
+    ],
+)
+def test_what_cannot_be_an_input_is_named(
+    emulator: Emulator, tmp_path: Path, place: str, error: type[Exception], reason: str
+) -> None:
+    jobs = {
+        "ended": ended_job(emulator, {"result.txt": b"x"}),
+        "cleared": ended_job(emulator, {"a": b"x"}),
+        "running": emulator.create_scripted_job(Script(never_ends=True), execute=True),
+    }
+    emulator.clear_data(jobs["cleared"])
+    with pytest.raises(error, match=reason):
+        stage(emulator, tmp_path, DATA=place.format(**jobs))
+    emulator.cancel_job(jobs["running"])
+
+
+def test_what_the_service_would_refuse_is_refused_before_it_is_fetched(emulator: Emulator, tmp_path: Path) -> None:
+    job_id = ended_job(emulator)
+    add_output(emulator, job_id, "huge", b"x", size_bytes=upload.MAX_FILE_BYTES + 1)
+    with pytest.raises(JobRequestError, match=r"Input DATA: .*huge has 5368709121 bytes: .*5 GiB"):
+        stage(emulator, tmp_path, DATA=f"datasphere://{job_id}/huge")
+
+
+# Through a fork
+
+
+def fork(emulator: Emulator, source: str, place: str) -> Any:
+    """The job that a fork of ``source`` with ``DATA`` from ``place`` makes, ended."""
+    client = client_of(emulator)
+
+    def stager(given: Mapping[str, str], parameters: jobs_pb2.JobParameters, scratch: Path) -> list[JobInput]:
+        return stage_vars(given, parameters, client, scratch)
+
+    request = ForkRequest(source_job_id=source, vars={"DATA": place})
+    handle = submit(client, request, Submission(key=uuid.uuid4().hex, stage=stager))
+    return emulator.wait_job(handle.job_id)
+
+
+def fork_with(emulator: Emulator, place: str) -> Any:
+    program = "cat ${DATA} > out.txt"
+    source = emulator.create_job(program, files={"old.txt": "old"}, inputs=[("old.txt", "DATA")], outputs=["out.txt"])
+    emulator.journal.clear()
+    return fork(emulator, source, place)
+
+
+def test_within_a_project_nothing_is_transferred_twice(emulator: Emulator) -> None:
+    job_id = ended_job(emulator, {"result.txt": b"the first job's result"})
+    job = fork_with(emulator, f"datasphere://{job_id}/result.txt")
+    (output,) = job.output_files
+    assert output.sha256 == hashlib.sha256(b"the first job's result").hexdigest()
+    assert emulator.journal.calls("storage.get") == []
+    assert emulator.journal.calls("storage.put") == []
+
+
+def test_across_connections_the_content_travels_and_leaves_nothing_behind(
+    emulator: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with Emulator(tls=False) as elsewhere:
+        connection = json.dumps({"conn_type": "datasphere", "extra": elsewhere.connection_extra()})
+        monkeypatch.setenv("AIRFLOW_CONN_ELSEWHERE", connection)
+        content = random_bytes(1_000_000, 4)
+        job_id = ended_job(elsewhere, {"result.bin": content})
+        job = fork_with(emulator, f"datasphere://elsewhere@{job_id}/result.bin")
+        assert job.output_files[0].sha256 == hashlib.sha256(content).hexdigest()
+        assert len(gets(elsewhere)) == 1
+        assert len(emulator.journal.calls("storage.put")) == 1
+        left = [path for path in tmp_path.rglob("*") if "datasphere-emulator" not in str(path) and path.is_file()]
+        assert left == []
+
+
+def test_a_damaged_source_never_becomes_an_input(
+    emulator: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with Emulator(tls=False) as elsewhere:
+        connection = json.dumps({"conn_type": "datasphere", "extra": elsewhere.connection_extra()})
+        monkeypatch.setenv("AIRFLOW_CONN_ELSEWHERE", connection)
+        job_id = ended_job(elsewhere, {"result.bin": random_bytes(1000)})
+        elsewhere.faults.inject("storage.get", corrupt_at=0.5)
+        with pytest.raises(ResultsError, match=r"'result\.bin' of job .* is damaged: its sha256 is"):
+            fork_with(emulator, f"datasphere://elsewhere@{job_id}/result.bin")
+    assert emulator.journal.calls("storage.put") == []
+    assert emulator.journal.calls("Execute") == []
+    assert [path for path in tmp_path.rglob("*") if "datasphere-emulator" not in str(path) and path.is_file()] == []
+
+
+def test_a_directory_travels_as_its_archive(emulator: Emulator) -> None:
+    job_id = ended_job(emulator)
+    add_output(emulator, job_id, "out/model", zipped({"model/w": b"weights"}), archive=True)
+    source = emulator.create_job(
+        "cat ${DATA}/w > out.txt", files={"old/w": "old"}, inputs=[("old", "DATA")], outputs=["out.txt"]
+    )
+    job = fork(emulator, source, f"datasphere://{job_id}/out/model")
+    stored = emulator.core.storage.path(emulator.project_id, job.output_files[0].sha256)
+    assert stored.read_bytes() == b"weights"
+    assert zipfile.is_zipfile(emulator.core.storage.path(emulator.project_id, job.job_parameters.input_files[0].sha256))
