@@ -101,8 +101,7 @@ def measure(program: str, prepare: Prepare) -> list[dict[str, Any]]:
         done = subprocess.run(
             [sys.executable, "-c", RUN + program],
             input=json.dumps(sources),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            capture_output=True,
             text=True,
             cwd=folder,
             env=environment,
@@ -133,7 +132,7 @@ def final_lines(**behaviour: Any) -> Prepare:
     """A job that prints everything just before its end, from a service that behaves like this."""
     fault = behaviour.pop("fault", None)
     text = "".join(f"строка {number}\n" for number in range(LINES))
-    pieces = [LogLine(1.0, text[start : start + 1013]) for start in range(0, len(text), 1013)]
+    pieces = [LogLine(4.0, text[start : start + 1013]) for start in range(0, len(text), 1013)]
 
     def prepare(emulator: Emulator) -> Sequence[Script]:
         emulator.settings.update(behaviour)

@@ -67,7 +67,8 @@ def look_around() -> int:
     """Airflow and the emulator with everything set up, until Ctrl-C."""
     with demo(tls=False) as (emulator, source_job_id, airflow):
         airflow.trigger(DAG_ID)
-        print(f"""
+        print(
+            f"""
 Airflow   http://127.0.0.1:{airflow.home.port}/dags/{DAG_ID}
           No login: whoever opens it on this machine is its administrator.
 Emulator  {emulator.url}
@@ -76,7 +77,9 @@ Emulator  {emulator.url}
 Set up    connection datasphere_default, Variable datasphere_source_job_id = {source_job_id}
 DAGs      {airflow.home.dags} (new files are seen within seconds)
 
-Ctrl-C ends everything.""")
+Ctrl-C ends everything.""",
+            flush=True,
+        )
         while True:
             airflow.components.check()
             threading.Event().wait(1)

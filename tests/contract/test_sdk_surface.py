@@ -15,9 +15,12 @@ from typing import Any
 import psutil
 import pytest
 
-from airflow_provider_datasphere.client.errors import DataSphereError, JobFailedError, JobRequestError
+from airflow_provider_datasphere import exceptions as airflow_errors
+from airflow_provider_datasphere.client import waiting as waiting_module
+from airflow_provider_datasphere.client.errors import DataSphereError, JobFailedError, JobLostError, JobRequestError
 from airflow_provider_datasphere.client.jobs import DataSphereClient
 from airflow_provider_datasphere.client.settings import Settings
+from airflow_provider_datasphere.exceptions import translated
 from datasphere_emulator import Emulator, Script
 
 MAIN = """\
@@ -122,6 +125,36 @@ def test_a_looked_up_job_can_be_waited_for(SDK: Any, emulator: Emulator) -> None
     job_id = emulator.create_scripted_job(Script(executing_seconds=0.3), execute=True)
     result = SDK().get_job(job_id).wait()
     assert (result.job_id, result.status, result.return_code) == (job_id, "SUCCESS", 0)
+
+
+@pytest.mark.parametrize("code", ["PERMISSION_DENIED", "UNAUTHENTICATED"])
+def test_a_refused_wait_ends(SDK: Any, emulator: Emulator, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    monkeypatch.setattr(waiting_module, "DENIED_WINDOW", 1.0)
+    job = SDK().fork_job(emulator.create_scripted_job(Script(never_ends=True)))
+    emulator.faults.inject("*", code=code)
+    with pytest.raises(JobLostError, match=job.id):
+        job.wait()
+
+
+def test_errors_may_be_raised_as_others(emulator: Emulator) -> None:
+    """The hook's client raises Airflow's side of each error."""
+    source = emulator.create_scripted_job(Script(return_code=1))
+    client = DataSphereClient(Settings.from_extra(emulator.connection_extra()), translated=translated)
+    with pytest.raises(airflow_errors.JobRequestError):
+        client.get_job("bt1nowhere")
+    with pytest.raises(airflow_errors.JobRequestError):
+        client.fork_job("")
+    with pytest.raises(airflow_errors.ResultsError):
+        client.download_job_files(source)
+    job = client.fork_job(source)
+    with pytest.raises(airflow_errors.JobFailedError):
+        job.wait()
+    with pytest.raises(airflow_errors.JobRequestError):
+        job.cancel()
+    emulator.delete_job(job.id)
+    with pytest.raises(airflow_errors.JobRequestError):
+        assert job.status
+    client.close()
 
 
 def test_waiting_downloads_nothing(
@@ -235,6 +268,7 @@ import sys, tempfile
 sys.modules["datasphere"] = None
 from airflow_provider_datasphere.client.jobs import DataSphereClient
 from airflow_provider_datasphere.client.settings import Settings
+from airflow_provider_datasphere.exceptions import translated
 client = DataSphereClient(Settings.from_extra({extra!r}))
 job = client.fork_job({source!r})
 job.wait()

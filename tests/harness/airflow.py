@@ -19,7 +19,7 @@ import psutil
 from harness.api import Api, Api2, ApiError, Json
 from harness.components import Components
 from harness.home import AirflowHome
-from harness.venvs import NEWEST, airflow_venv
+from harness.venvs import NEWEST, AirflowVenv, airflow_venv
 
 END_STATES = frozenset({"success", "failed", "skipped", "upstream_failed", "removed"})
 _HEALTH_NAMES = {"scheduler": "scheduler", "triggerer": "triggerer", "dag-processor": "dag_processor"}
@@ -40,6 +40,7 @@ class RealAirflow:
     :param connections: connection id → its fields (``conn_type``, ``host``, …, ``extra`` as a mapping)
     :param env: further environment variables of all components
     :param components: what to start; default: everything this version has
+    :param venv: an environment other than the usual one of this version
     """
 
     def __init__(
@@ -50,8 +51,10 @@ class RealAirflow:
         connections: Mapping[str, Mapping[str, Json]] | None = None,
         env: Mapping[str, str] | None = None,
         components: Sequence[str] | None = None,
+        venv: AirflowVenv | None = None,
     ) -> None:
         self.version = version
+        self._venv = venv
         self.is_2 = version.startswith("2.")
         self._dags = dags or {}
         self._connections = connections or {}
@@ -63,7 +66,9 @@ class RealAirflow:
 
     def __enter__(self) -> RealAirflow:
         folder = Path(tempfile.mkdtemp(prefix=f"airflow-{self.version}-")).resolve()
-        self.home = AirflowHome(airflow_venv(self.version), folder, self._connection_variables() | dict(self._env))
+        self.home = AirflowHome(
+            self._venv or airflow_venv(self.version), folder, self._connection_variables() | dict(self._env)
+        )
         self.components = Components(self.home)
         self.api: Api = (Api2 if self.is_2 else Api)(f"http://127.0.0.1:{self.home.port}")
         try:
@@ -164,7 +169,8 @@ class RealAirflow:
         try:
             return bool(self.api.get(f"/dags/{dag_id}/details")["dag_id"])
         except ApiError as error:
-            if error.status != 404:
+            # Airflow 2 answers 500 for a moment while it writes a new DAG down.
+            if error.status != 404 and not (self.is_2 and error.status == 500):
                 raise
             return False
 

@@ -223,22 +223,23 @@ class Play:
                     cell.state, cell.tries = instance["state"], instance["try_number"]
 
     def _direct(self, over: threading.Event) -> None:
-        """Have each cell's event happen once per job, after the first look at the running job."""
+        """Have each cell's event happen once to each job: when it runs, or after the first look at it."""
         waiting = {cell.subject: cell for cell in self.cells.values() if cell.scenario.event is not None}
         running: dict[str, str] = {}
-        seen = 0
+        looked_at: set[str] = set()
         since = time.time()
+        seen = 0
         while not over.wait(_TICK):
-            # The journal is in the order of arrival; a moment's overlap costs nothing, since calls are numbered.
-            for call in self.emulator.journal.calls(since=since):
-                if call.sequence <= seen or call.subject not in waiting:
+            # In the order of arrival; what is a second old has been answered, or is told again.
+            for call in self.emulator.journal.calls(since=since - 1.0):
+                since = max(since, call.time)
+                if call.subject not in waiting:
                     continue
-                seen, since = call.sequence, call.time - 1.0
-                if call.method == "Execute":
+                if call.method == "Execute" and call.sequence > seen and call.job_id not in looked_at:
                     running[call.subject] = call.job_id
-                elif call.method in _LOOKS and call.subject in running:
+                    looked_at.add(call.job_id)
+                elif call.method in _LOOKS and call.subject in running and call.sequence > seen:
                     self._happen(waiting[call.subject], running.pop(call.subject))
-
     def _happen(self, cell: Cell, job_id: str) -> None:
         event = cell.scenario.event
         assert event is not None

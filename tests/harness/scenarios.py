@@ -47,7 +47,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Stage:
-    """Where an event happens: one cell's job, which runs and has been looked at once."""
+    """Where an event happens: one cell's job, which runs."""
 
     emulator: Emulator
     subject: str
@@ -124,6 +124,7 @@ class Scenario:
     :param arguments: of operator and sensor.
     :param faults: of the cell's calls, from the beginning.
     :param event: happens once to each job that runs, after the first look at it.
+    :param at_once: the event happens before the first look.
     :param ended_first: the sensor's job is over before the sensor begins.
     :param source_cleared: the source job's data have been cleared.
     :param key: the connection has an authorized key, which gets new tokens, in place of a token.
@@ -145,6 +146,7 @@ class Scenario:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     faults: Sequence[Mapping[str, Any]] = ()
     event: Event | None = None
+    at_once: bool = False
     ended_first: bool = False
     source_cleared: bool = False
     key: bool = False
@@ -341,10 +343,9 @@ SCENARIOS: Sequence[Scenario] = (
         "deleted_after_its_end",
         [script(**_WATCHED)],
         expected=Expected("success", result=result(instance_type=None)),
-        after_retry=None,
         without_operation=_LOST,
-        sensor_after_retry=None,
         event=_deleted,
+        at_once=True,
         retries=(0,),
     ),
     Scenario(
@@ -354,8 +355,9 @@ SCENARIOS: Sequence[Scenario] = (
         after_retry=_failed("JobLostError", None, tries=2, jobs=2),
         sensor_after_retry=replace(_LOST, tries=2),
         event=_deleted_and_forgotten,
+        at_once=True,
     ),
-    Scenario("data_cleared", [script(**_WATCHED)], event=_data_cleared),
+    Scenario("data_cleared", [script(**_WATCHED)], event=_data_cleared, at_once=True),
     Scenario(
         "source_data_cleared",
         [script()],
@@ -394,13 +396,15 @@ SCENARIOS: Sequence[Scenario] = (
         weight=100,
     ),
     Scenario("role_away_for_a_while", [script(**_WATCHED)], event=_role_away_for_a_while, weight=10),
-    Scenario("operation_not_found", [script(**_WATCHED)], event=_operation_forgotten),
+    Scenario("operation_not_found", [script(**_WATCHED)], event=_operation_forgotten,
+        at_once=True),
     Scenario(
         "operation_not_found_job_failed",
         [script(return_code=1, **_WATCHED)],
         expected=_failed("JobFailedError", _ended_with(1, known=False)),
         after_retry=_failed("JobFailedError", _ended_with(1, known=False), tries=2, jobs=2),
         event=_operation_forgotten,
+        at_once=True,
     ),
     Scenario(
         "log_stream_denied",

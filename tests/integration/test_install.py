@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from datasphere_emulator import Emulator
-from harness import NEWEST, AirflowVenv, run_dags, uv
+from harness import NEWEST, AirflowVenv, RealAirflow, uv
 from harness.home import AirflowHome
 from harness.venvs import PROJECT
 
@@ -101,14 +101,15 @@ def assert_forks(venv: AirflowVenv, emulator: Emulator, tmp_path: Path) -> None:
         cmd="python main.py ${RANGE}", files={"main.py": program}, outputs=["result.txt"], args={"RANGE": "10"}
     )
     destination = tmp_path / "results"
-    connection = {"conn_type": "datasphere", "extra": emulator.connection_extra()}
-    dag = FORK.format(source=source, destination=destination)
-    result = run_dags(dag, venv=venv, connections={"datasphere_default": connection})["fork"]
-    assert result.state == "success", result.log
-    assert "range 1" in result.log
-    (forked,) = emulator.jobs(parent=source)
-    assert result.xcoms["job", -1]["return_value"] == forked.id
-    assert result.xcoms["job", -1]["result"]["status"] == "SUCCESS"
+    connections = {"datasphere_default": {"conn_type": "datasphere", "extra": emulator.connection_extra()}}
+    with RealAirflow(venv.version, venv=venv, connections=connections) as airflow:
+        airflow.add_dag("fork", FORK.format(source=source, destination=destination))
+        run_id = airflow.trigger("fork")
+        assert airflow.wait_run("fork", run_id, timeout=240) == "success", airflow.task_log("fork", run_id, "job")
+        assert "range 1" in airflow.task_log("fork", run_id, "job")
+        (forked,) = emulator.jobs(parent=source)
+        assert airflow.xcom("fork", run_id, "job") == forked.id
+        assert airflow.xcom("fork", run_id, "job", "result")["status"] == "SUCCESS"
     assert (destination / "result.txt").read_text() == "seen 1"
 
 
@@ -125,8 +126,8 @@ def test_the_wheel_holds_the_two_packages_and_nothing_else(wheel: Path) -> None:
 def test_it_installs_beside_airflow(version: str, install: Install, emulator: Emulator, tmp_path: Path) -> None:
     venv = install(version)
     check(venv)
-    listed = json.loads(python(venv, tmp_path / "home", venv.bin / "airflow", "providers", "list", "--output", "json"))
-    assert "airflow-provider-datasphere" in {entry["package_name"] for entry in listed}
+    listed = python(venv, tmp_path / "home", venv.bin / "airflow", "providers", "list", "--output", "plain")
+    assert "airflow-provider-datasphere" in listed
     seen = probe(venv, tmp_path)
     assert seen["hook"] == "airflow_provider_datasphere.hooks.datasphere.DataSphereHook Yandex DataSphere"
     assert seen["connection types"] == ["datasphere"]
@@ -160,8 +161,10 @@ def test_it_works_with_what_managed_airflow_pins(
     assert_forks(venv, emulator, tmp_path)
 
 
-def test_it_works_with_the_oldest_packages_that_it_allows(install: Install, emulator: Emulator, tmp_path: Path) -> None:
-    venv = install("2.11.0", "--resolution", "lowest-direct", pythons=["3.10", "3.11"])
+def test_it_works_with_the_oldest_packages_that_it_allows(wheel: Path, emulator: Emulator, tmp_path: Path) -> None:
+    venv = AirflowVenv.create(tmp_path / "venv", "2.11.0", ["3.10", "3.11"])
+    venv.install("--resolution", "lowest-direct", "-r", PROJECT / "pyproject.toml", "--extra", "emulator")
+    venv.install("--no-deps", wheel)
     check(venv)
     installed = uv("pip", "freeze", "--python", venv.bin / "python", cwd=Path("/"))
     assert {"apache-airflow==2.11.0", "yandexcloud==0.328.0", "aiohttp==3.9.0"} <= set(installed.split())
@@ -177,43 +180,45 @@ def test_it_works_where_the_sdk_is_already(
     assert_forks(venv, emulator, tmp_path)
 
 
+@pytest.mark.parametrize("version", [OLDEST, NEWEST])
 def test_the_readme_repairs_what_uninstalling_the_old_sdk_breaks(
-    install: Install, emulator: Emulator, tmp_path: Path
+    version: str, install: Install, emulator: Emulator, tmp_path: Path
 ) -> None:
-    readme = (PROJECT / "README.md").read_text().splitlines()
-    (repair,) = [line for line in readme if line.startswith("pip install --force-reinstall --no-deps ")]
-    venv = install(NEWEST, before=["datasphere==0.5"])
+    (repair,) = [block for block in console_blocks("README.md") if "--force-reinstall" in block]
+    venv = install(version, before=["datasphere==0.5"])
     uv("pip", "uninstall", "--python", venv.bin / "python", "datasphere", cwd=Path("/"))
     stubs = "import yandex.cloud.datasphere.v2.jobs.project_job_service_pb2"
     broken = subprocess.run([venv.bin / "python", "-c", stubs], capture_output=True, text=True)
     assert broken.returncode, "nothing is broken any more: the advice in README.md can go"
 
-    uv(*repair.split()[:2], "--python", venv.bin / "python", *repair.split()[2:], cwd=Path("/"))
+    follow(repair, venv, tmp_path)
     check(venv)
     assert_forks(venv, emulator, tmp_path)
 
 
 def documented_ways_to_install_the_sdk() -> list[str]:
-    blocks = re.findall(r"```console\n(.*?)```", (PROJECT / "docs" / "sdk.md").read_text(), re.DOTALL)
-    return [block for block in blocks if "datasphere>=0.10" in block or "[sdk]" in block]
+    return [block for block in console_blocks("docs/sdk.md") if "datasphere>=0.10" in block or "[sdk]" in block]
 
 
 @pytest.mark.parametrize("commands", documented_ways_to_install_the_sdk(), ids=["without requirements", "override"])
 def test_the_sdk_installs_as_documented(commands: str, install: Install, wheel: Path, tmp_path: Path) -> None:
     venv = install(NEWEST)
-    environment = os.environ | {
-        "VIRTUAL_ENV": str(venv.path),
-        "PATH": f"{Path(sys.prefix, 'bin')}{os.pathsep}{os.environ['PATH']}",
-        "UV_FIND_LINKS": str(wheel.parent),  # this project isn't on the package index yet
-    }
-    script = f'set -e; pip() {{ uv pip "$@"; }}\n{commands}'
-    done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
+    # This project isn't on the package index yet.
+    follow(commands, venv, tmp_path, UV_FIND_LINKS=str(wheel.parent))
     answer = python(venv, tmp_path / "home", "-c", "from datasphere import SDK; print(SDK.fork_job.__name__)")
     assert answer.strip() == "fork_job"
-    assert_same_airflow(venv)
-
-
-def assert_same_airflow(venv: AirflowVenv) -> None:
     installed = uv("pip", "freeze", "--python", venv.bin / "python", cwd=Path("/"))
     assert f"apache-airflow=={venv.version}" in installed.split()
+
+
+def console_blocks(document: str) -> list[str]:
+    return re.findall(r"```console\n(.*?)```", (PROJECT / document).read_text(), re.DOTALL)
+
+
+def follow(commands: str, venv: AirflowVenv, folder: Path, **variables: str) -> None:
+    """Do in an environment what a document says, with uv's quick pip."""
+    path = f"{Path(sys.prefix, 'bin')}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | {"VIRTUAL_ENV": str(venv.path), "PATH": path} | variables
+    script = f'set -euo pipefail\npip() {{ uv pip "$@"; }}\n{commands}'
+    done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, cwd=folder)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -194,3 +194,17 @@ def test_an_existing_directory_is_completed_and_other_files_in_it_stay(emulator:
     (tmp_path / "d" / "mine").write_bytes(b"mine")
     download_job_files(client_of(emulator), job_id, output_dir=tmp_path)
     assert only_files(tmp_path) == {"d/a": b"new", "d/sub/b": b"b", "d/mine": b"mine"}
+
+
+def test_the_working_folder_itself_can_be_an_output(emulator: Emulator, tmp_path: Path) -> None:
+    job_id = ended_job(emulator)
+    add_output(emulator, job_id, ".", zipped({"a": b"a", "sub/b": b"b"}), archive=True)
+    download_job_files(client_of(emulator), job_id, output_dir=tmp_path)
+    assert only_files(tmp_path) == {"a": b"a", "sub/b": b"b"}
+
+
+def test_a_log_with_the_path_of_an_output_gives_way(emulator: Emulator, tmp_path: Path) -> None:
+    job_id = ended_job(emulator, {"stdout.txt": b"the output"})
+    add_output(emulator, job_id, "stdout.txt", b"the log", kind="log_files")
+    download_job_files(client_of(emulator), job_id, with_logs=True, output_dir=tmp_path)
+    assert only_files(tmp_path) == {"stdout.txt": b"the output", "logs/stdout.txt": b"the log"}

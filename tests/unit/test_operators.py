@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import subprocess
 import sys
@@ -58,12 +57,11 @@ def calls(emulator: Emulator, method: str) -> int:
 
 
 def test_a_fork_returns_its_job_id_and_tells_the_rest_by_xcom(
-    emulator: Emulator, caplog: pytest.LogCaptureFixture
+    emulator: Emulator, capsys: pytest.CaptureFixture[str]
 ) -> None:
     task = fork(source(emulator), args={"RANGE": "1"})
     context = context_of(task)
-    with caplog.at_level(logging.INFO):
-        job_id = task.execute(context)
+    job_id = task.execute(context)
 
     xcoms = context["ti"].xcoms
     job = emulator.job(job_id)
@@ -76,16 +74,15 @@ def test_a_fork_returns_its_job_id_and_tells_the_rest_by_xcom(
     assert (xcoms["result"]["status"], xcoms["result"]["return_code"]) == ("SUCCESS", 0)
     assert datetime.fromisoformat(xcoms["result"]["started_at"]).tzinfo is not None
     assert [file["var"] for file in xcoms["result"]["output_files"]] == ["RESULT"]
-    assert "hello" in caplog.messages
+    assert " hello " in capsys.readouterr().out
     assert (calls(emulator, "Clone"), calls(emulator, "Execute"), calls(emulator, "Cancel")) == (1, 1, 0)
 
 
-def test_without_streaming_no_log_is_read(emulator: Emulator, caplog: pytest.LogCaptureFixture) -> None:
+def test_without_streaming_no_log_is_read(emulator: Emulator, capsys: pytest.CaptureFixture[str]) -> None:
     task = fork(source(emulator), stream_logs=False)
-    with caplog.at_level(logging.INFO):
-        task.execute(context_of(task))
+    task.execute(context_of(task))
     assert calls(emulator, "ReadLogs") == 0
-    assert "hello" not in caplog.messages
+    assert " hello " not in capsys.readouterr().out
 
 
 def test_not_waiting_ends_as_soon_as_the_job_runs(emulator: Emulator) -> None:
@@ -138,12 +135,13 @@ def test_an_exit_code_that_skips(emulator: Emulator, codes: Any) -> None:
     assert context["ti"].xcoms["result"]["return_code"] == 99
 
 
-def test_missing_outputs_may_be_allowed(emulator: Emulator, caplog: pytest.LogCaptureFixture) -> None:
+def test_missing_outputs_may_be_allowed(emulator: Emulator, capsys: pytest.CaptureFixture[str]) -> None:
     task = fork(source(emulator, Script(missing_outputs=["RESULT"])), fail_on_missing_outputs=False)
     context = context_of(task)
     task.execute(context)
     assert context["ti"].xcoms["result"]["missing_outputs"] == ["result.txt"]
-    assert any("didn't make result.txt" in record.message for record in caplog.records if record.levelname == "WARNING")
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "didn't make result.txt" in line]
+    assert "[warning" in line
 
 
 @pytest.mark.parametrize(
@@ -372,18 +370,17 @@ def test_cancelling_a_running_job(emulator: Emulator) -> None:
 
 
 def test_a_graceful_cancel_needs_a_job_that_shuts_down_by_itself(
-    emulator: Emulator, caplog: pytest.LogCaptureFixture
+    emulator: Emulator, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with caplog.at_level(logging.INFO):
-        cancel(running(emulator, graceful_shutdown=("SIGTERM", 5.0)), graceful=True)
-        cancel(running(emulator), graceful=True)
-        cancel(running(emulator, graceful_shutdown=("SIGTERM", None)), graceful=True)
+    cancel(running(emulator, graceful_shutdown=("SIGTERM", 5.0)), graceful=True)
+    cancel(running(emulator), graceful=True)
+    cancel(running(emulator, graceful_shutdown=("SIGTERM", None)), graceful=True)
     assert [call.request.get("graceful", False) for call in emulator.journal.calls("Cancel") if call.request] == [
         True,
         False,
         False,
     ]
-    assert sum("no graceful-shutdown section with a timeout" in message for message in caplog.messages) == 2
+    assert capsys.readouterr().out.count("no graceful-shutdown section with a timeout") == 2
 
 
 @pytest.mark.parametrize("job_id", ["", None, "None"])

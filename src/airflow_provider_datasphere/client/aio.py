@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING, Any, cast
 
@@ -34,7 +35,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 #: The shortest pause between two polls of one job, seconds: there may be a thousand of them.
-QUICKEST_POLL = 0.5
+QUICKEST_POLL = 1.0
+#: The pause between two polls as a share of the job's age.
+POLL_SHARE = 0.2
+#: The same while the log is read, whose end tells of the job's.
+LISTENING_SHARE = 0.5
+#: Waits begin within so many seconds: a triggerer that starts takes on a thousand at once.
+STAGGER = 1.0
 #: Deadline of a Cancel, seconds: a trigger that is killed has half a minute for all it does.
 CANCEL_DEADLINE = 10.0
 #: Lines handed on between two turns of the event loop.
@@ -89,8 +96,15 @@ class AsyncDataSphereClient:
 
         :param tail: where the reading of the log begins.
         """
-        waiting = Waiting(handle, poll_interval=poll_interval, quickest=QUICKEST_POLL, link=link)
+        waiting = Waiting(
+            handle,
+            poll_interval=poll_interval,
+            quickest=QUICKEST_POLL,
+            share=POLL_SHARE if emit is None else LISTENING_SHARE,
+            link=link,
+        )
         narrator = Narrator(logger)
+        await asyncio.sleep(min(STAGGER, poll_interval) * random.random())
         if emit is None:
             while waiting.ended is None:
                 await asyncio.sleep(waiting.delay)

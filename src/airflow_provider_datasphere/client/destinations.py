@@ -232,12 +232,12 @@ class LocalFolder(Destination):
         target = self._room_for(path)
         try:
             # Only an absent or empty directory can be replaced at once, as a whole.
-            staged.rename(target)
+            if path.parts:
+                staged.rename(target)
+                return
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or not target.is_dir():
                 raise
-        else:
-            return
         for directory in listing.directories:
             self._room_for(path / directory / "_")
         for member in listing.files:

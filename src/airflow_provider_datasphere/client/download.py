@@ -97,7 +97,8 @@ def download_job_files(
 def _lay_out(selected: Iterable[JobFile], job_id: str) -> list[_Item]:
     """Where each file goes below the destination.
 
-    Absolute paths lose their root and what climbs above the destination stays at its top, as tar and unzip do it.
+    Absolute paths lose their root and what climbs above the destination stays at its top, as tar and unzip do it. A log
+    or diagnostic file with the path of an output goes to ``logs`` or ``diagnostics``.
     """
     items: dict[PurePosixPath, _Item] = {}
     for kind, file in selected:
@@ -110,9 +111,12 @@ def _lay_out(selected: Iterable[JobFile], job_id: str) -> list[_Item]:
         # A directory output may be the working folder itself; a file must have a name.
         if "\0" in file.desc.path or not (parts or _is_archive(file)):
             raise ResultsError(f"Job {job_id} has a file whose path can't be used here: {file.desc.path!r}.")
-        item = _Item(kind, file, PurePosixPath(*parts))
-        other = items.setdefault(item.target, item)
-        if other is not item and (other.file.sha256, other.kind) != (file.sha256, kind):
+        target = PurePosixPath(*parts)
+        if target in items and kind != "output":
+            target = PurePosixPath(f"{kind}s", target)
+        item = _Item(kind, file, target)
+        other = items.setdefault(target, item)
+        if other is not item and other.file.sha256 != file.sha256:
             raise ResultsError(
                 f"The files {other.name!r} and {item.name!r} of job {job_id} would both become {str(item.target)!r}. "
                 "Pick them with files=[…] and download them to different destinations."
@@ -149,10 +153,10 @@ class _Download:
         failures: dict[str, BaseException] = {}
         with ThreadPoolExecutor(self._parallel, thread_name_prefix="datasphere-download") as pool:
             try:
-                right = self._all(pool, self._already_right, items, failures, "Checked")
+                right = self._all(pool, self._already_right, items, failures)
                 missing = [item for item in items if item.name not in failures and not right.get(item.target)]
                 self._fetch_links(missing)
-                fetched = self._all(pool, self._fetch, missing, failures, "Downloaded")
+                fetched = self._all(pool, self._fetch, missing, failures)
             except BaseException as error:
                 self._stop.set()
                 pool.shutdown(wait=False, cancel_futures=True)
@@ -179,7 +183,6 @@ class _Download:
         work: Callable[[_Item], bool],
         items: Sequence[_Item],
         failures: dict[str, BaseException],
-        done_what: str,
     ) -> dict[PurePosixPath, bool]:
         """Do the work for each item; log progress; what fails goes to ``failures``."""
         futures: dict[Future[bool], _Item] = {pool.submit(work, item): item for item in items}
@@ -196,18 +199,17 @@ class _Download:
                     failures[item.name] = error
                 else:
                     results[item.target] = future.result()
-            if pending:
-                came = self._fetcher.received - before
-                rate = came / (time.monotonic() - began)
+            if pending and (came := self._fetcher.received - before):
                 self._log.info(
-                    "%s %d of %d files, %s of %s (%s/s).",
-                    done_what,
+                    "Downloaded %d of %d files, %s of %s (%s/s).",
                     len(futures) - len(pending),
                     len(futures),
                     _megabytes(came),
                     _megabytes(total),
-                    _megabytes(rate),
+                    _megabytes(came / (time.monotonic() - began)),
                 )
+            elif pending:
+                self._log.info("Looked at %d of %d files.", len(futures) - len(pending), len(futures))
         return results
 
     def _fetch_links(self, items: Sequence[_Item]) -> None:
@@ -235,7 +237,7 @@ class _Download:
             return False
 
     def _fetch(self, item: _Item) -> bool:
-        if self._in_vain >= self._parallel:
+        if self._in_vain >= self._parallel + 2:  # one bad file, or two, say nothing about the others
             raise _NotTriedError
         try:
             self._fetch_one(item)

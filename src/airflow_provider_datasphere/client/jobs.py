@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +22,27 @@ from airflow_provider_datasphere.client.watch import watch
 if TYPE_CHECKING:
     from yandex.cloud.datasphere.v2.jobs import jobs_pb2
 
+    from airflow_provider_datasphere.client.settings import Settings
+
 log = logging.getLogger(__name__)
 
 
 class DataSphereClient(JobService):
-    """A synchronous client of DataSphere Jobs on one connection. Thread-safe; connects lazily."""
+    """A synchronous client of DataSphere Jobs on one connection. Thread-safe; connects lazily.
+
+    :param translated: makes a context in which the methods of this class, and those of its jobs, run; may raise the
+        errors of :mod:`.errors` as other classes.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        patience: float = 300.0,
+        translated: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        super().__init__(settings, patience=patience)
+        self.translated = translated
 
     def fork_job(
         self,
@@ -46,22 +63,24 @@ class DataSphereClient(JobService):
         """
         if isinstance(docker, Mapping) and set(docker) == {"docker"}:
             docker = docker["docker"]  # the form that the SDK wants a mapping in
-        request = ForkRequest(
-            source_job_id=source_job_id,
-            args=args or {},
-            vars=vars or {},
-            env_vars=env_vars or {},
-            name=name,
-            desc=desc,
-            docker=docker,
-            working_storage=working_storage,
-            cloud_instance_types=cloud_instance_types or (),
-        )
-        return Job(self, submit(self, request, Submission(key=uuid.uuid4().hex)))
+        with self.translated():
+            request = ForkRequest(
+                source_job_id=source_job_id,
+                args=args or {},
+                vars=vars or {},
+                env_vars=env_vars or {},
+                name=name,
+                desc=desc,
+                docker=docker,
+                working_storage=working_storage,
+                cloud_instance_types=cloud_instance_types or (),
+            )
+            return Job(self, submit(self, request, Submission(key=uuid.uuid4().hex)))
 
     def get_job(self, id: str) -> Job:
         """A job by its id, as ``SDK().get_job``."""
-        return Job(self, JobHandle(id), self.get(id))
+        with self.translated():
+            return Job(self, JobHandle(id), self.get(id))
 
     def download_job_files(
         self,
@@ -77,9 +96,10 @@ class DataSphereClient(JobService):
 
         :raises ResultsError: the download is incomplete.
         """
-        download_job_files(
-            self, id, with_logs=with_logs, with_diagnostics=with_diagnostics, output_dir=Path(output_dir or ".")
-        )
+        with self.translated():
+            download_job_files(
+                self, id, with_logs=with_logs, with_diagnostics=with_diagnostics, output_dir=Path(output_dir or ".")
+            )
 
 
 class Job:
@@ -105,13 +125,12 @@ class Job:
     @property
     def status(self) -> str:
         """The status right now: ``EXECUTING``, ``SUCCESS``, …"""
-        return status_name(self._client.get(self.id).status)
+        return status_name(self._get().status)
 
     @property
     def done(self) -> bool:
         """Whether the job is over, well or badly. For a job from ``get_job`` as of that call, like the SDK."""
-        job = self._job or self._client.get(self.id)
-        return job.status in TERMINAL
+        return (self._job or self._get()).status in TERMINAL
 
     def wait(self, *, poll_interval: float = 10.0) -> JobResult:
         """Wait for the end, with the job's log lines going to this module's logger.
@@ -120,21 +139,26 @@ class Job:
 
         :raises JobFailedError: return code other than 0; and the other classes of :mod:`.errors`.
         """
-        job = self._job or self._client.get(self.id)
-        link = self._client.job_link(self.id, job.project_id)
-        ended = watch(
-            self._client,
-            self._handle,
-            poll_interval=poll_interval,
-            link=link,
-            emit=lambda line: log.info("%s", line),
-        )
-        outcome = judge(self.id, ended.operation, ended.job, Policy(fail_on_missing_outputs=False), link=link)
-        for warning in outcome.warnings:
-            log.warning("%s", warning)
-        if outcome.error is not None:
-            raise outcome.error
-        return outcome.result
+        with self._client.translated():
+            link = self._client.job_link(self.id, self._job.project_id if self._job else None)
+            ended = watch(
+                self._client,
+                self._handle,
+                poll_interval=poll_interval,
+                link=link,
+                emit=lambda line: log.info("%s", line),
+            )
+            outcome = judge(self.id, ended.operation, ended.job, Policy(fail_on_missing_outputs=False), link=link)
+            for warning in outcome.warnings:
+                log.warning("%s", warning)
+            if outcome.error is not None:
+                raise outcome.error
+            return outcome.result
 
     def cancel(self, graceful: bool = False) -> None:
-        self._client.cancel(self.id, graceful=graceful)
+        with self._client.translated():
+            self._client.cancel(self.id, graceful=graceful)
+
+    def _get(self) -> jobs_pb2.Job:
+        with self._client.translated():
+            return self._client.get(self.id)

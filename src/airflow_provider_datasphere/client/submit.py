@@ -218,6 +218,8 @@ class _Submitter:
 
     def _clone_with_inputs(self, plan: ForkPlan, inputs: Sequence[JobInput]) -> str:
         job_id, upload_files = self._clone(plan, inputs)
+        if not inputs:
+            return job_id
         stop = Event()
         self._client.on_interrupt(stop.set)
         try:

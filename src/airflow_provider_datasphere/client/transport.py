@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.request import getproxies
 
 import grpc
 
@@ -148,8 +149,10 @@ def _proxy_options(target: str) -> tuple[tuple[str, Any], ...]:
 
     gRPC itself reads the lower-case variables only.
     """
+    if is_loopback(target) or not getproxies():
+        return (("grpc.enable_http_proxy", 0),)
     from requests.utils import get_environ_proxies, select_proxy
 
     url = f"https://{target}"
-    proxy = None if is_loopback(target) else select_proxy(url, get_environ_proxies(url))
+    proxy = select_proxy(url, get_environ_proxies(url))
     return (("grpc.http_proxy", proxy),) if proxy else (("grpc.enable_http_proxy", 0),)

@@ -17,6 +17,7 @@ from airflow_provider_datasphere.client.errors import JobLostError
 from airflow_provider_datasphere.client.outcome import TERMINAL, JobHandle, JobRef
 
 if TYPE_CHECKING:
+    from google.protobuf.timestamp_pb2 import Timestamp
     from yandex.cloud.datasphere.v2.jobs import jobs_pb2
     from yandex.cloud.operation import operation_pb2
 
@@ -26,9 +27,6 @@ READ_DEADLINE = 10.0
 DENIED_WINDOW = 60.0
 #: How long an ended operation's job may still show a status that isn't final, seconds.
 SETTLE_WINDOW = 5.0
-
-#: The pause as a share of the time waited so far: quick jobs are noticed quickly, long ones cost few calls.
-_SHARE = 0.1
 
 TRANSIENT = frozenset(
     {"UNAVAILABLE", "RESOURCE_EXHAUSTED", "INTERNAL", "DEADLINE_EXCEEDED", "UNKNOWN", "ABORTED", "CANCELLED"}
@@ -65,6 +63,7 @@ class Waiting:
 
     :param poll_interval: the longest pause between two looks, seconds.
     :param quickest: the shortest pause between two looks, seconds.
+    :param share: the pause as a share of the job's age: quick jobs are noticed quickly, long ones cost few calls.
     :param link: the job's page, for messages.
     """
 
@@ -74,6 +73,7 @@ class Waiting:
         *,
         poll_interval: float = 10.0,
         quickest: float = 0.05,
+        share: float = 0.1,
         link: str | None = None,
         clock: Callable[[], float] = time.monotonic,
         rng: Callable[[], float] = random.random,
@@ -85,6 +85,7 @@ class Waiting:
         self._clock = clock
         self._rng = rng
         self._quickest = min(quickest, poll_interval)
+        self._share = share
         self._begun = clock()
         self._hurried = self._begun - 1.0
         self._delay = 0.0
@@ -123,12 +124,12 @@ class Waiting:
         if now - self._hurried < 1.0:
             return False
         self._hurried = now
-        self._begun = now - self._quickest / _SHARE
+        self._begun = now - self._quickest / self._share
         self._delay = 0.0
         return True
 
     def saw_operation(self, operation: operation_pb2.Operation) -> None:
-        self._succeeded()
+        self._succeeded(operation.created_at)
         if operation.done:
             # The response holds the return code; status, files and instance type are the job's.
             self._operation = operation
@@ -137,7 +138,7 @@ class Waiting:
             self._delay = 0.0
 
     def saw_job(self, job: jobs_pb2.Job) -> None:
-        self._succeeded()
+        self._succeeded(job.created_at)
         if job.status in TERMINAL:
             self.ended = Ended(self._operation, job)
         elif self._operation_ended_at is not None:
@@ -177,11 +178,14 @@ class Waiting:
             window_end = self._denied_since + DENIED_WINDOW
             self._delay = min(self._delay, max(0.05, window_end - self._clock()))
 
-    def _succeeded(self) -> None:
+    def _succeeded(self, created_at: Timestamp) -> None:
+        if self._looks == 0 and created_at.seconds:
+            # A wait that is taken up again doesn't begin in a hurry again: a restarted triggerer has a thousand.
+            self._begun = min(self._begun, self._clock() - (time.time() - created_at.seconds))
         self._looks += 1
         self._failures = 0
         self._denied_since = None
-        pause = min(self._poll_interval, max(self._quickest, (self._clock() - self._begun) * _SHARE))
+        pause = min(self._poll_interval, max(self._quickest, (self._clock() - self._begun) * self._share))
         self._delay = pause * (0.9 + 0.2 * self._rng())
 
     def _lost(self, what: str, code: str, details: str) -> JobLostError:

@@ -89,7 +89,7 @@ class DataSphereHook(BaseHook):
         if self._client is None:
             from airflow_provider_datasphere.client.jobs import DataSphereClient
 
-            self._client = DataSphereClient(self.settings)
+            self._client = DataSphereClient(self.settings, translated=translated)
         return self._client
 
     async def aget_client(self) -> AsyncDataSphereClient:

@@ -102,6 +102,8 @@ class ForkJobOperator(BaseOperator):
     }
     operator_extra_links = (DataSphereJobLink(),)
     ui_color = "#dbe9ff"
+    # An Event can't be copied; Airflow copies operators with their DAG (3.0's dag.test(), partial_subset).
+    shallow_copy_attrs = ("_killed",)
 
     def __init__(
         self,
@@ -369,7 +371,7 @@ class ForkJobOperator(BaseOperator):
             raise AirflowSkipException(outcome.skip)
         if outcome.error is not None:
             raise airflow_side(outcome.error)
-        self.log.info("Job %s succeeded with %d output files.", handle.job_id, len(outcome.result.output_files))
+        self.log.info("Job %s succeeded. Output files: %d.", handle.job_id, len(outcome.result.output_files))
         return handle.job_id
 
     # Being killed ------------------------------------------------------------------------------------------------

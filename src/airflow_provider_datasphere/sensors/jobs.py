@@ -189,5 +189,5 @@ class DataSphereJobSensor(BaseSensorOperator):
             raise AirflowSkipException(outcome.skip)
         if outcome.error is not None:
             raise airflow_side(outcome.error, final=True)
-        self.log.info("Job %s succeeded with %d output files.", self.job_id, len(outcome.result.output_files))
+        self.log.info("Job %s succeeded. Output files: %d.", self.job_id, len(outcome.result.output_files))
         return result

@@ -1,0 +1,195 @@
+"""The HTTP side of presigned URLs, against servers that the emulator isn't."""
+
+from __future__ import annotations
+
+import http.server
+import logging
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from airflow_provider_datasphere.client.http import Http, TransferError, TransientError, UrlRefusedError
+from airflow_provider_datasphere.client.links import Link, RangeReader
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+CONTENT = bytes(range(256)) * 4000
+SECRET = "X-Amz-Signature=0123456789abcdef"
+
+
+@contextmanager
+def served(answer: Callable[[Any], None]) -> Iterator[tuple[str, list[str]]]:
+    """A server that answers with ``answer(handler)``; its address, and the paths that were asked for."""
+    asked: list[str] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            answer(self)
+
+        do_PUT = do_GET
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}", asked
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def send(handler: Any, body: bytes, status: int = 200, **headers: str) -> None:
+    handler.send_response(status)
+    for name, value in {"Content-Length": str(len(body)), **headers}.items():
+        handler.send_header(name.replace("_", "-"), value)
+    handler.end_headers()
+    handler.wfile.write(body)
+
+
+def everything(client: Http, url: str, start: int = 0) -> tuple[int, bytes]:
+    with client.get(url, start) as body:
+        return body.start, b"".join(body.chunks())
+
+
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+
+
+def test_a_storage_that_ignores_ranges_says_so_by_its_start() -> None:
+    with served(lambda handler: send(handler, CONTENT)) as (url, _):
+        assert everything(Http(), url, 1000) == (0, CONTENT)
+
+        class Links:
+            def download_urls(self, *_: object) -> list[Any]:
+                raise AssertionError
+
+        from yandex.cloud.datasphere.v2.jobs import jobs_pb2
+
+        link = Link(Links(), "job", jobs_pb2.File(), url)
+        reader = RangeReader(Http(), link, len(CONTENT))
+        assert reader.fetch(300_000, 300_500) == CONTENT[300_000:300_500]
+
+
+def test_another_range_than_asked_for_is_refused() -> None:
+    def answer(handler: Any) -> None:
+        send(handler, CONTENT[:10], 206, Content_Range=f"bytes 0-9/{len(CONTENT)}")
+
+    with served(answer) as (url, _), pytest.raises(TransientError, match="sent a range from 0 where one from 5"):
+        everything(Http(), url, 5)
+
+
+def test_redirects_of_the_storage_are_followed() -> None:
+    def answer(handler: Any) -> None:
+        if handler.path.startswith("/first"):
+            send(handler, b"", 307, Location="/second?x=1")
+        else:
+            send(handler, CONTENT)
+
+    with served(answer) as (url, asked):
+        assert everything(Http(), f"{url}/first") == (0, CONTENT)
+        assert asked == ["/first", "/second?x=1"]
+
+
+def test_connections_are_used_again() -> None:
+    ports: list[int] = []
+
+    def answer(handler: Any) -> None:
+        ports.append(handler.client_address[1])
+        send(handler, CONTENT)
+
+    with served(answer) as (url, _):
+        client = Http()
+        for _ in range(5):
+            everything(client, url)
+        assert len(set(ports)) == 1
+        client.close()
+        everything(client, url)
+        assert len(set(ports)) == 2
+        client.close()
+
+
+def test_proxies_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    with served(lambda handler: send(handler, b"by proxy")) as (proxy, asked):
+        monkeypatch.setenv("HTTP_PROXY", proxy)
+        monkeypatch.setenv("http_proxy", proxy)
+        assert everything(Http(), f"http://storage.invalid/file?{SECRET}") == (0, b"by proxy")
+        assert asked == [f"http://storage.invalid/file?{SECRET}"]
+        with served(lambda handler: send(handler, b"direct")) as (direct, _):
+            monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+            monkeypatch.setenv("no_proxy", "127.0.0.1")
+            assert everything(Http(), direct) == (0, b"direct")
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "error"),
+    [
+        (500, "", TransientError),
+        (503, "<Error><Code>SlowDown</Code><Message>Reduce</Message></Error>", TransientError),
+        (429, "", TransientError),
+        (400, "<Error><Code>RequestTimeout</Code></Error>", TransientError),
+        (401, "", UrlRefusedError),
+        (
+            403,
+            f"<Error><Code>AccessDenied</Code><Message>expired</Message><Url>{SECRET}</Url></Error>",
+            UrlRefusedError,
+        ),
+        (404, "<Error><Code>NoSuchKey</Code></Error>", TransferError),
+        (400, "", TransferError),
+        (301, "", TransferError),
+    ],
+)
+@pytest.mark.parametrize("method", ["GET", "PUT"])
+def test_errors_are_sorted_and_keep_the_link_to_themselves(
+    status: int, body: str, error: type[Exception], method: str
+) -> None:
+    import io
+
+    def answer(handler: Any) -> None:
+        handler.rfile.read(int(handler.headers.get("Content-Length", 0)))
+        send(handler, body.encode(), status)
+
+    with served(answer) as (url, _), pytest.raises(TransferError, match=f"127.0.0.1 answered {status}") as caught:
+        link = f"{url}/file?{SECRET}"
+        if method == "GET":
+            everything(Http(), link)
+        else:
+            Http().put(link, io.BytesIO(b"x"), 1)
+    assert type(caught.value) is error
+    chain: BaseException | None = caught.value
+    while chain is not None:
+        assert SECRET not in f"{chain!r} {chain}"
+        chain = chain.__cause__ or (None if chain.__suppress_context__ else chain.__context__)
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9/file", "http://storage.invalid/file", "https://127.0.0.1:9/file"])
+def test_who_cannot_be_reached_is_named_without_the_link(url: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    host = url.split("/")[2].split(":")[0]
+    with pytest.raises(TransientError, match=f"{host}: (no connection|the host name can't be resolved)") as caught:
+        everything(Http(connect_timeout=2), f"{url}?{SECRET}")
+    assert SECRET not in f"{caught.value!r} {caught.value} {caught.value.__cause__} {caplog.text}"
+
+
+def test_a_body_without_a_length_is_read_to_its_end() -> None:
+    def answer(handler: Any) -> None:
+        handler.send_response(200)
+        handler.send_header("Connection", "close")
+        handler.end_headers()
+        handler.wfile.write(CONTENT)
+        handler.close_connection = True
+
+    with served(answer) as (url, _):
+        assert everything(Http(), url) == (0, CONTENT)
