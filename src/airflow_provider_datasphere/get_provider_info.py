@@ -11,15 +11,15 @@ _FLAG = {"type": ["boolean", "null"], "default": False}
 CONNECTION_FIELDS = {
     "project_id": {
         "label": "Project ID",
-        "description": "Default DataSphere project, such as bt1… (its Project card, next to the name). "
+        "description": "ID of the default DataSphere project, such as bt1…; it is in the address of the project's page. "
         "Test Connection checks the access to it.",
         "schema": _TEXT,
     },
     "service_account_json": {
         "label": "Service account key (JSON)",
         "description": "The authorized key of a service account that is a Developer of the project: the whole text of "
-        "the file that `yc iam key create --service-account-id <id> --output key.json` makes. Leave all credentials "
-        "empty on a VM or Managed Airflow cluster that has a service account: its metadata service is used then.",
+        "the file made by: yc iam key create --service-account-name NAME --output key.json. On a VM or Managed Airflow "
+        "cluster with a service account leave all credentials empty: its metadata service is used then.",
         "schema": _SECRET,
     },
     "service_account_json_path": {
@@ -30,13 +30,14 @@ CONNECTION_FIELDS = {
     },
     "iam_token": {
         "label": "IAM token",
-        "description": "A ready IAM token, as of `yc iam create-token`. It isn't renewed and lives 12 hours at most: "
-        "for trying things out.",
+        "description": "A ready IAM token, as printed by: yc iam create-token. It isn't renewed and lives 12 hours at "
+        "most, so it is for trying things out.",
         "schema": _SECRET,
     },
     "oauth": {
         "label": "OAuth token (deprecated)",
-        "description": "OAuth token of a Yandex account. Yandex Cloud is withdrawing OAuth.",
+        "description": "OAuth token of a Yandex account, y0_…. Yandex Cloud is withdrawing OAuth: use a service "
+        "account.",
         "schema": _SECRET,
     },
     "impersonate_service_account_id": {
@@ -87,6 +88,7 @@ PLACEHOLDERS = {
     "service_account_json": '{"id": "aje…", "service_account_id": "aje…", "private_key": "…"}',
     "service_account_json_path": "/opt/airflow/key.json",
     "iam_token": "t1.…",
+    "oauth": "y0_…",
     "impersonate_service_account_id": "aje…",
     "endpoint": "datasphere.api.cloud.yandex.net:443",
     "operation_endpoint": "operation.api.cloud.yandex.net:443",

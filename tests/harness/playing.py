@@ -223,23 +223,30 @@ class Play:
                     cell.state, cell.tries = instance["state"], instance["try_number"]
 
     def _direct(self, over: threading.Event) -> None:
-        """Have each cell's event happen once to each job: when it runs, or after the first look at it."""
+        """Have each cell's event happen once to each job: as soon as it runs, or after the first look at it."""
         waiting = {cell.subject: cell for cell in self.cells.values() if cell.scenario.event is not None}
-        running: dict[str, str] = {}
-        looked_at: set[str] = set()
+        begun: set[str] = set()
+        unseen: dict[str, str] = {}
+        executed_at: dict[str, float] = {}
         since = time.time()
-        seen = 0
         while not over.wait(_TICK):
-            # In the order of arrival; what is a second old has been answered, or is told again.
-            for call in self.emulator.journal.calls(since=since - 1.0):
-                since = max(since, call.time)
-                if call.subject not in waiting:
+            # Calls that are still being answered are looked at again in a moment.
+            calls = self.emulator.journal.calls(since=since)
+            since = max(since, time.time() - 5.0)
+            for call in calls:
+                cell = waiting.get(call.subject or "")
+                if cell is None or not call.code:
                     continue
-                if call.method == "Execute" and call.sequence > seen and call.job_id not in looked_at:
-                    running[call.subject] = call.job_id
-                    looked_at.add(call.job_id)
-                elif call.method in _LOOKS and call.subject in running and call.sequence > seen:
-                    self._happen(waiting[call.subject], running.pop(call.subject))
+                if call.method == "Execute" and call.effect and call.job_id not in begun:
+                    begun.add(call.job_id)
+                    if cell.scenario.at_once:
+                        self._happen(cell, call.job_id)
+                    else:
+                        unseen[cell.subject] = call.job_id
+                        executed_at[cell.subject] = call.time
+                elif call.method in _LOOKS and cell.subject in unseen and call.time > executed_at[cell.subject]:
+                    self._happen(cell, unseen.pop(cell.subject))
+
     def _happen(self, cell: Cell, job_id: str) -> None:
         event = cell.scenario.event
         assert event is not None

@@ -218,9 +218,10 @@ class _Fields:
         if isinstance(value, bool):
             return value
         word = str(value).strip().lower()
-        if word in ("true", "1", "yes", "on"):
+        # "y" is what Airflow 2's Test button sends for a tick; no tick sends nothing.
+        if word in ("true", "1", "yes", "y", "on"):
             return True
-        if word in ("false", "0", "no", "off"):
+        if word in ("false", "0", "no", "n", "off"):
             return False
         raise SettingsError(f"{name}={value!r}: must be true or false.")
 
