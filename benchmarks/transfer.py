@@ -1,7 +1,8 @@
 """Downloads compared: this provider, curl, and the official SDK where it is installed, from the same server.
 
-Each measurement is a process of its own, so that peak memory is its own too; the variants take turns. Prints one line
-per workload and variant: median seconds, ratio to curl, and how far the process grew beyond what it had imported.
+The server is the emulator's storage, in a process of its own. So is each measurement, that its peak memory is its own
+too; the variants take turns. Prints one line per workload and variant: median seconds, ratio to curl, and how far the
+process grew beyond what it had imported. Ours checks size and sha256 and syncs to the disk; the others do neither.
 
 ::
 
@@ -11,24 +12,34 @@ per workload and variant: median seconds, ratio to curl, and how far the process
 from __future__ import annotations
 
 import argparse
-import functools
-import http.server
 import json
 import shutil
-import socketserver
 import statistics
 import subprocess
 import sys
 import tempfile
 import textwrap
-import threading
 from pathlib import Path
 
 MEGABYTE = 1000 * 1000
 
-OURS = """
-import json, sys, time, resource
+# Linux: the peak starts from what is resident then. (ru_maxrss starts from what the parent process had.)
+PEAK = """
+import json, sys, time
 from pathlib import Path
+
+def reset_peak():
+    Path("/proc/self/clear_refs").write_text("5")
+    return memory("VmRSS")
+
+def memory(field):
+    return int(Path("/proc/self/status").read_text().split(field + ":")[1].split()[0])
+
+"""
+
+OURS = (
+    PEAK
+    + """
 plan = json.loads(Path(sys.argv[1]).read_text())
 from yandex.cloud.datasphere.v2.jobs import jobs_pb2 as pb
 from airflow_provider_datasphere.client.download import download_job_files
@@ -51,15 +62,16 @@ class Client:
     def download_urls(self, job_id, files): return stored
     def on_interrupt(self, wake): pass
 
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = reset_peak()
 began = time.perf_counter()
 download_job_files(Client(), job.id, output_dir=plan["to"])
-print(json.dumps([time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before]))
+print(json.dumps([time.perf_counter() - began, memory("VmHWM") - before]))
 """
+)
 
-SDK = """
-import json, os, sys, time, resource
-from pathlib import Path
+SDK = (
+    PEAK
+    + """
 plan = json.loads(Path(sys.argv[1]).read_text())
 from datasphere.api import jobs_pb2 as pb
 from datasphere.files import download_files
@@ -72,11 +84,12 @@ stored = [
     )
     for f in plan["files"]
 ]
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = reset_peak()
 began = time.perf_counter()
 download_files(stored, plan["to"])
-print(json.dumps([time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before]))
+print(json.dumps([time.perf_counter() - began, memory("VmHWM") - before]))
 """
+)
 
 # One curl process for all files, one after the other over one connection; the shell measures nothing.
 CURL = """
@@ -92,47 +105,23 @@ print(json.dumps([time.perf_counter() - began, 0]))
 """
 
 
-class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
-    daemon_threads = True
-
-
-class Handler(http.server.SimpleHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
-
-    def copyfile(self, source, outputfile):  # type: ignore[no-untyped-def]
-        self.wfile.flush()
-        self.connection.sendfile(source)
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-def serve(folder: Path) -> tuple[Server, str]:
-    """A server in a process of its own thread; sendfile keeps it out of the way."""
-    server = Server(("127.0.0.1", 0), functools.partial(Handler, directory=str(folder)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    return server, f"http://127.0.0.1:{server.server_address[1]}"
-
-
-def make_files(folder: Path, count: int, size: int) -> list[dict[str, object]]:
-    """Files of random bytes with their sha256."""
-    import hashlib
-    import random
-
-    files: list[dict[str, object]] = []
-    for number in range(count):
-        digest = hashlib.sha256()
-        generator = random.Random(number)
-        with (folder / f"{count}-{number}").open("wb") as stream:
-            left = size
-            while left:
-                chunk = generator.randbytes(min(left, MEGABYTE))
-                digest.update(chunk)
-                stream.write(chunk)
-                left -= len(chunk)
-        files.append({"path": f"{count}-{number}", "sha256": digest.hexdigest(), "size": size})
-    return files
+SERVER = """
+import json, sys
+from datasphere_emulator import Emulator
+with Emulator(tls=False) as emulator:
+    storage, project = emulator.core.storage, emulator.project_id
+    workloads = []
+    for count, size in json.loads(sys.argv[1]):
+        files = []
+        for number in range(count):
+            sha256, _ = storage.register_generated(project, f"{count}-{number}", size)
+            storage.path(project, sha256)
+            url = storage.get_url(project, sha256)
+            files.append({"path": f"file-{number}", "sha256": sha256, "size": size, "url": url})
+        workloads.append(files)
+    print(json.dumps(workloads), flush=True)
+    sys.stdin.read()
+"""
 
 
 def measure(program: str, files: list[dict[str, object]], work: Path) -> tuple[float, int]:
@@ -161,17 +150,16 @@ def main() -> None:
     variants = {"curl": CURL, "ours": OURS}
     if subprocess.run([sys.executable, "-c", "import datasphere.files"], capture_output=True).returncode == 0:
         variants["sdk"] = SDK
-    with tempfile.TemporaryDirectory(prefix="transfer-benchmark-") as name:
+    sizes = [(1, arguments.large * MEGABYTE), (arguments.small, MEGABYTE)]
+    server = subprocess.Popen(
+        [sys.executable, "-c", SERVER, json.dumps(sizes)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert server.stdin is not None
+    assert server.stdout is not None
+    with tempfile.TemporaryDirectory(prefix="transfer-benchmark-") as name, server:
         work = Path(name)
-        (work / "served").mkdir()
-        server, url = serve(work / "served")
-        workloads = {
-            f"1 x {arguments.large} MB": make_files(work / "served", 1, arguments.large * MEGABYTE),
-            f"{arguments.small} x 1 MB": make_files(work / "served", arguments.small, MEGABYTE),
-        }
-        for workload, files in workloads.items():
-            for file in files:
-                file["url"] = f"{url}/{file['path']}"
+        for files in json.loads(server.stdout.readline()):
+            workload = f"{len(files)} x {int(files[0]['size']) // MEGABYTE} MB"
             results: dict[str, list[tuple[float, int]]] = {variant: [] for variant in variants}
             for _ in range(arguments.rounds):
                 for variant, program in variants.items():
@@ -182,7 +170,7 @@ def main() -> None:
                 growth = max(growth for _, growth in measured) / 1024
                 memory = "" if variant == "curl" else f"  RSS growth {growth:6.1f} MiB"
                 print(f"{workload:>12}  {variant:<5} {seconds:6.3f} s  {base / seconds:5.2f} x curl{memory}")
-        server.shutdown()
+        server.stdin.close()
 
 
 if __name__ == "__main__":

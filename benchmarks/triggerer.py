@@ -112,6 +112,10 @@ class Meter:
         self.block = self.block_cpu = 0.0
         self.connections = 0
         self.threads = 0
+        self.begin()
+
+    def begin(self) -> None:
+        """Count memory and processor from here on."""
         self._rss = self._process.memory_info().rss
         self._cpu = time.process_time()
 
@@ -323,6 +327,7 @@ def run(pipe: Connection, policy: str, load: Load, extra: dict[str, Any]) -> Non
     from yandex.cloud.operation import operation_service_pb2_grpc  # noqa: F401
 
     from airflow_provider_datasphere.client import aio, channels, credentials, watch  # noqa: F401
+    from airflow_provider_datasphere.hooks.datasphere import DataSphereHook
     from airflow_provider_datasphere.triggers import jobs as triggers  # noqa: F401
 
     pipe.send("ready")
@@ -331,6 +336,9 @@ def run(pipe: Connection, policy: str, load: Load, extra: dict[str, Any]) -> Non
     _count_lines(meter)
 
     async def measured() -> None:
+        # A triggerer has long imported what Airflow needs to look a connection up.
+        await DataSphereHook("benchmark").aget_settings()
+        meter.begin()
         watcher = asyncio.create_task(meter.watch())
         await _RUNNERS[policy](jobs, load, meter, extra)
         watcher.cancel()

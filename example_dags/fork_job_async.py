@@ -9,6 +9,7 @@ Set the Airflow Variable ``datasphere_source_job_id`` to the id of a job that ha
 
 from __future__ import annotations
 
+import logging
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -21,17 +22,21 @@ except ImportError:  # Airflow 2
 from airflow_provider_datasphere.operators.jobs import CancelJobOperator, ForkJobOperator
 from airflow_provider_datasphere.sensors.jobs import DataSphereJobSensor
 
+log = logging.getLogger(__name__)
+
 
 @task
 def do_something_else(job_id: str) -> None:
-    print(f"Job {job_id} is running, and this task has its worker to itself.")
+    log.info("Job %s is running, and this task has its worker to itself.", job_id)
 
 
 @task
 def handle_result(result: dict[str, Any]) -> None:
-    print(f"Job {result['job_id']} ended with return code {result['return_code']} at {result['finished_at']}.")
+    log.info(
+        "Job %s ended with return code %s at %s.", *(result[key] for key in ("job_id", "return_code", "finished_at"))
+    )
     for file in result["output_files"]:
-        print(f"It made {file['path']}, {file['size_bytes']} bytes.")
+        log.info("It made %s, %d bytes.", file["path"], file["size_bytes"])
 
 
 with DAG(

@@ -18,6 +18,19 @@ if TYPE_CHECKING:
 
     from datasphere_emulator import Emulator
 
+#: For a program in a process of its own: ``before = reset_peak()`` … ``memory("VmHWM") - before`` is what it grew by
+#: at most in between, in KiB. (``ru_maxrss`` begins with what the parent process had.) Linux only.
+PEAK = """
+from pathlib import Path
+
+def reset_peak():
+    Path("/proc/self/clear_refs").write_text("5")
+    return memory("VmRSS")
+
+def memory(field):
+    return int(Path("/proc/self/status").read_text().split(field + ":")[1].split()[0])
+"""
+
 
 def client_of(emulator: Emulator, **http: Any) -> DataSphereClient:
     """A client that gives up soon; ``http`` changes its ``Http`` further."""

@@ -84,21 +84,7 @@ def task_state(ti: Any) -> str | None:
     :param ti: anything with ``dag_id``, ``run_id``, ``task_id`` and ``map_index``.
     """
     if not AIRFLOW_V_3_0_PLUS:
-        from airflow.models.taskinstance import TaskInstance
-        from airflow.utils.session import create_session
-
-        with create_session() as session:
-            state = session.scalar(
-                TaskInstance.__table__.select()
-                .with_only_columns(TaskInstance.state)
-                .where(
-                    TaskInstance.dag_id == ti.dag_id,
-                    TaskInstance.run_id == ti.run_id,
-                    TaskInstance.task_id == ti.task_id,
-                    TaskInstance.map_index == ti.map_index,
-                )
-            )
-            return str(state) if state else None
+        return _task_state_2(ti)
 
     from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 
@@ -112,6 +98,28 @@ def task_state(ti: Any) -> str | None:
     # A mapped task instance is listed by task id and map index.
     state = states.get(f"{ti.task_id}_{map_index}" if map_index >= 0 else ti.task_id)
     return str(getattr(state, "value", state)) if state else None
+
+
+def _task_state_2(ti: Any) -> str | None:
+    from airflow.jobs.job import Job
+    from airflow.models.taskinstance import TaskInstance
+    from airflow.utils.session import create_session
+    from sqlalchemy import select
+
+    with create_session() as session:
+        # Who clears a running task marks its process' job as well. The task itself may have gone on to another state
+        # before that process notices.
+        if ti.job_id is not None and session.scalar(select(Job.state).where(Job.id == ti.job_id)) == "restarting":
+            return "restarting"
+        state = session.scalar(
+            select(TaskInstance.state).where(
+                TaskInstance.dag_id == ti.dag_id,
+                TaskInstance.run_id == ti.run_id,
+                TaskInstance.task_id == ti.task_id,
+                TaskInstance.map_index == ti.map_index,
+            )
+        )
+        return str(state) if state else None
 
 
 async def atask_state(ti: Any) -> str | None:

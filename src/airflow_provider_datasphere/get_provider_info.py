@@ -11,8 +11,8 @@ _FLAG = {"type": ["boolean", "null"], "default": False}
 CONNECTION_FIELDS = {
     "project_id": {
         "label": "Project ID",
-        "description": "ID of the default DataSphere project, such as bt1…; it is in the address of the project's page. "
-        "Test Connection checks the access to it.",
+        "description": "ID of the default DataSphere project, such as bt1…; it is in the address of the project's "
+        "page. Test Connection checks the access to it.",
         "schema": _TEXT,
     },
     "service_account_json": {
@@ -36,7 +36,7 @@ CONNECTION_FIELDS = {
     },
     "oauth": {
         "label": "OAuth token (deprecated)",
-        "description": "OAuth token of a Yandex account, y0_…. Yandex Cloud is withdrawing OAuth: use a service "
+        "description": "OAuth token (y0_…) of a Yandex account. Yandex Cloud is withdrawing OAuth: use a service "
         "account.",
         "schema": _SECRET,
     },

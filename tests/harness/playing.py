@@ -17,7 +17,7 @@ from harness.airflow import RealAirflow
 from harness.scenarios import OUTPUTS, Column, Scenario, Stage
 
 #: How often the events' director looks at the journal, seconds.
-_TICK = 0.05
+_TICK = 0.2
 _LOOKS = frozenset({"Get", "Operation.Get"})
 #: What differs from run to run.
 _OWN = ("job_id", "started_at", "finished_at")

@@ -4,15 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import json
 import os
-import socket
-import socketserver
-import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
@@ -22,21 +16,11 @@ from yandex.cloud.operation.operation_service_pb2 import GetOperationRequest
 
 from airflow_provider_datasphere import __version__
 from airflow_provider_datasphere.client import channels as channels_module
-from airflow_provider_datasphere.client.access_errors import ServerCertificateError
 from airflow_provider_datasphere.client.channels import AsyncChannels, Channels
-from airflow_provider_datasphere.client.check import check_connection
 from airflow_provider_datasphere.client.credentials import CredentialRefusedError, CredentialUnavailableError
-from airflow_provider_datasphere.client.settings import Settings, SettingsError
 from datasphere_emulator import Emulator, LogLine, Script
 from datasphere_emulator import Settings as EmulatorSettings
-
-
-def settings_of(emulator: Emulator, **extra: Any) -> Settings:
-    return Settings.from_extra(emulator.connection_extra(**extra))
-
-
-def with_key(emulator: Emulator, **extra: Any) -> Settings:
-    return settings_of(emulator, iam_token=None, service_account_json=emulator.service_account_key(), **extra)
+from unit.emulated import get_project, settings_of, with_key
 
 
 @pytest.fixture
@@ -44,11 +28,6 @@ def channels(datasphere_emulator: Emulator) -> Iterator[Channels]:
     channels = Channels(with_key(datasphere_emulator))
     yield channels
     channels.close()
-
-
-def get_project(emulator: Emulator, channels: Channels, **options: Any) -> Any:
-    request = GetProjectRequest(project_id=emulator.project_id)
-    return channels.unary("projects", "Get", request, **{"timeout": 10, **options})
 
 
 # What a call carries -----------------------------------------------------------------------------------------------
@@ -277,217 +256,6 @@ def test_a_forked_child_connects_anew(datasphere_emulator: Emulator, channels: C
     stream = channels.stream("jobs", "ReadLogs", request)
     next(stream)
     stream.cancel()
-
-
-# TLS ---------------------------------------------------------------------------------------------------------------
-
-
-async def test_a_certificate_that_is_not_trusted(
-    datasphere_emulator: Emulator, datasphere_emulator_factory: Callable[..., Emulator]
-) -> None:
-    other = datasphere_emulator_factory()
-    request = GetProjectRequest(project_id=datasphere_emulator.project_id)
-    others = str(other.root_certificates)
-    for certificates, words in ((None, "a public authority"), (others, others)):
-        settings = settings_of(datasphere_emulator, root_certificates=certificates)
-        with pytest.raises(ServerCertificateError, match="set the connection's root_certificates") as raised:
-            Channels(settings).unary("projects", "Get", request, timeout=10)
-        assert words in str(raised.value)
-        with pytest.raises(ServerCertificateError):
-            await AsyncChannels.shared(settings).unary("projects", "Get", request, timeout=10)
-
-
-def test_iams_certificate_is_checked_too(datasphere_emulator: Emulator) -> None:
-    with pytest.raises(ServerCertificateError, match="root_certificates"):
-        Channels(with_key(datasphere_emulator, root_certificates=None)).tokens.token()
-
-
-def test_a_server_without_tls(datasphere_emulator_factory: Callable[..., Emulator]) -> None:
-    emulator = datasphere_emulator_factory(tls=False)
-    with pytest.raises(ServerCertificateError, match="doesn't speak TLS"):
-        get_project(emulator, Channels(settings_of(emulator, insecure=None)))
-
-
-def test_insecure(datasphere_emulator_factory: Callable[..., Emulator]) -> None:
-    emulator = datasphere_emulator_factory(tls=False)
-    assert get_project(emulator, Channels(with_key(emulator))).id == emulator.project_id
-
-
-def test_root_certificates_that_are_none(datasphere_emulator: Emulator, tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"root_certificates='/no/ca.pem': can't be read: No such file"):
-        get_project(datasphere_emulator, Channels(settings_of(datasphere_emulator, root_certificates="/no/ca.pem")))
-    (tmp_path / "ca.pem").write_text("hello")
-    with pytest.raises(SettingsError, match="holds no certificate"):
-        get_project(
-            datasphere_emulator, Channels(settings_of(datasphere_emulator, root_certificates=str(tmp_path / "ca.pem")))
-        )
-
-
-# Discovery ---------------------------------------------------------------------------------------------------------
-
-
-def yandexcloud(emulator: Emulator, **extra: Any) -> Settings:
-    return Settings.from_extra(
-        {
-            "extra__yandexcloud__service_account_json": json.dumps(emulator.service_account_key()),
-            "extra__yandexcloud__endpoint": emulator.endpoint,
-            "root_certificates": str(emulator.root_certificates),
-            **extra,
-        },
-        conn_type="yandexcloud",
-    )
-
-
-async def test_a_yandexcloud_connection_finds_its_services(datasphere_emulator: Emulator) -> None:
-    settings = yandexcloud(datasphere_emulator)
-    request = GetProjectRequest(project_id=datasphere_emulator.project_id)
-    await AsyncChannels.shared(settings).unary("projects", "Get", request, timeout=10)
-    channels = Channels(settings)
-    assert get_project(datasphere_emulator, channels).id == datasphere_emulator.project_id
-    (call,) = datasphere_emulator.journal.calls("Endpoint.List")
-    assert call.deadline is not None
-    assert call.subject is None
-    channels.close()
-
-
-def test_discovery_that_is_away_is_asked_again(datasphere_emulator: Emulator) -> None:
-    datasphere_emulator.faults.inject("Endpoint.List", code="UNAVAILABLE", times=1)
-    channels = Channels(yandexcloud(datasphere_emulator))
-    with pytest.raises(grpc.RpcError) as raised:
-        get_project(datasphere_emulator, channels)
-    assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
-    assert get_project(datasphere_emulator, channels)
-
-
-# Proxies -----------------------------------------------------------------------------------------------------------
-
-
-class Proxy(socketserver.ThreadingTCPServer):
-    """An HTTP proxy that knows CONNECT, and sends every connection to the emulator."""
-
-    allow_reuse_address = True
-    daemon_threads = True
-
-    def __init__(self, target: tuple[str, int]) -> None:
-        self.asked: list[str] = []
-        outer = self
-
-        class Handler(socketserver.StreamRequestHandler):
-            def handle(self) -> None:
-                outer.asked.append(self.rfile.readline().decode().split()[1])
-                while self.rfile.readline().strip():
-                    pass
-                with socket.create_connection(target) as upstream:
-                    self.wfile.write(b"HTTP/1.1 200 OK\r\n\r\n")
-                    back = threading.Thread(target=self.copy, args=(upstream, self.connection), daemon=True)
-                    back.start()
-                    self.copy(self.connection, upstream)
-
-            @staticmethod
-            def copy(source: socket.socket, sink: socket.socket) -> None:
-                try:
-                    while data := source.recv(65536):
-                        sink.sendall(data)
-                except OSError:
-                    pass
-
-        super().__init__(("127.0.0.1", 0), Handler)
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-
-@pytest.fixture
-def proxy(datasphere_emulator: Emulator) -> Iterator[Proxy]:
-    server = Proxy(("127.0.0.1", int(datasphere_emulator.endpoint.rpartition(":")[2])))
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-
-
-@pytest.fixture
-def no_proxies(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy", "grpc_proxy"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
-    return monkeypatch
-
-
-@pytest.mark.parametrize("variable", ["https_proxy", "HTTPS_PROXY"])
-async def test_the_environments_proxy_is_used(
-    datasphere_emulator: Emulator, proxy: Proxy, no_proxies: pytest.MonkeyPatch, variable: str
-) -> None:
-    no_proxies.setenv(variable, proxy.url)
-    no_proxies.setenv("NO_PROXY", "other.example")
-    settings = settings_of(datasphere_emulator, endpoint=f"{variable.lower()}.example:443", root_certificates=None)
-    request = GetProjectRequest(project_id=datasphere_emulator.project_id)
-    # The emulator's certificate isn't for that name, which shows that it was reached, through the proxy.
-    with pytest.raises(ServerCertificateError):
-        Channels(settings).unary("projects", "Get", request, timeout=10)
-    with pytest.raises(ServerCertificateError):
-        await AsyncChannels.shared(settings).unary("projects", "Get", request, timeout=10)
-    assert set(proxy.asked) == {f"{variable.lower()}.example:443"}
-
-
-def test_no_proxy_for_loopback_and_exceptions(
-    datasphere_emulator: Emulator, channels: Channels, proxy: Proxy, no_proxies: pytest.MonkeyPatch
-) -> None:
-    no_proxies.setenv("https_proxy", proxy.url)
-    no_proxies.setenv("NO_PROXY", ".invalid")
-    get_project(datasphere_emulator, channels)
-    settings = settings_of(datasphere_emulator, endpoint="ds.invalid:443")
-    with pytest.raises(grpc.RpcError) as raised:
-        Channels(settings).unary("projects", "Get", GetProjectRequest(project_id="p"), timeout=5)
-    assert raised.value.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
-    assert proxy.asked == []
-
-
-# Test Connection ---------------------------------------------------------------------------------------------------
-
-
-def test_check_names_account_and_project(datasphere_emulator: Emulator) -> None:
-    works, text = check_connection(with_key(datasphere_emulator))
-    assert works, text
-    assert f"Connected as service account {datasphere_emulator.service_account_id} (by its authorized key" in text
-    assert datasphere_emulator.project_id in text
-    assert datasphere_emulator.journal.calls("Project.Get")
-    works, text = check_connection(with_key(datasphere_emulator, project_id=None))
-    assert works, text
-    assert "No project_id is set" in text
-    assert datasphere_emulator.journal.calls("Get")[-1].subject == datasphere_emulator.service_account_id
-
-
-def test_check_says_what_is_missing(datasphere_emulator: Emulator) -> None:
-    account, project = datasphere_emulator.service_account_id, datasphere_emulator.add_project("mine")
-    works, text = check_connection(with_key(datasphere_emulator, project_id=project))
-    assert not works
-    assert (
-        f"service account {account} has no role in project {project}: add it as Developer in the project's Members tab"
-        in text
-    )
-    works, text = check_connection(with_key(datasphere_emulator, project_id="bt1nosuchproject0000"))
-    assert not works
-    assert "there is no project bt1nosuchproject0000" in text
-
-
-def test_check_tells_a_bad_token_from_a_silent_service(
-    datasphere_emulator: Emulator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    works, text = check_connection(settings_of(datasphere_emulator, iam_token="t1.canary"))
-    assert not works
-    assert "refuses the IAM token" in text
-    assert "canary" not in text
-    works, text = check_connection(settings_of(datasphere_emulator, endpoint="localhost:1"))
-    assert not works
-    assert text.startswith("localhost:1 doesn't answer (UNAVAILABLE: ")
-    monkeypatch.setattr("airflow_provider_datasphere.client.iam.FETCH_SECONDS", 0.2)
-    monkeypatch.setenv("YC_METADATA_ADDR", "127.0.0.1:1")
-    works, text = check_connection(settings_of(datasphere_emulator, iam_token=None))
-    assert not works
-    assert "metadata service at 127.0.0.1:1 doesn't answer" in text
 
 
 def test_credential_errors_are_failed_calls(datasphere_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import io
 import logging
 import threading
 from contextlib import contextmanager
@@ -155,18 +156,16 @@ def test_proxies_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> N
 def test_errors_are_sorted_and_keep_the_link_to_themselves(
     status: int, body: str, error: type[Exception], method: str
 ) -> None:
-    import io
-
     def answer(handler: Any) -> None:
         handler.rfile.read(int(handler.headers.get("Content-Length", 0)))
         send(handler, body.encode(), status)
 
+    actions = {
+        "GET": lambda link: everything(Http(), link),
+        "PUT": lambda link: Http().put(link, io.BytesIO(b"x"), 1),
+    }
     with served(answer) as (url, _), pytest.raises(TransferError, match=f"127.0.0.1 answered {status}") as caught:
-        link = f"{url}/file?{SECRET}"
-        if method == "GET":
-            everything(Http(), link)
-        else:
-            Http().put(link, io.BytesIO(b"x"), 1)
+        actions[method](f"{url}/file?{SECRET}")
     assert type(caught.value) is error
     chain: BaseException | None = caught.value
     while chain is not None:

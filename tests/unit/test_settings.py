@@ -205,7 +205,7 @@ def test_job_url() -> None:
     assert job_url("https://u", None, "bt1p", "bt1j") == "https://u/projects"
 
 
-@pytest.mark.parametrize("value", [True, "true", "True", "1", "yes"])
+@pytest.mark.parametrize("value", [True, "true", "True", "1", "yes", "y"])
 @pytest.mark.parametrize("endpoint", ["localhost:1", "127.0.0.1:1", "127.8.8.8:1", "[::1]:1"])
 def test_insecure_on_loopback(value: Any, endpoint: str) -> None:
     assert Settings.from_extra({"insecure": value, "endpoint": endpoint}).insecure

@@ -49,7 +49,8 @@ class _Pool(Generic[_Channel]):
         self._lock = threading.Lock()
         self._unary: dict[str, _Channel] = {}
         self._stubs: dict[tuple[Service, str], Any] = {}
-        self._streams: dict[str, list[tuple[_Channel, list[object]]]] = {}
+        # Per address: channel, its stubs (each takes a millisecond to make), and a ticket for each stream on it.
+        self._streams: dict[str, list[tuple[_Channel, dict[Service, Any], list[object]]]] = {}
 
     def stub(self, service: Service, target: str) -> Any:
         """The service's stub on the connection for unary calls."""
@@ -68,23 +69,25 @@ class _Pool(Generic[_Channel]):
         ticket = object()
         with self._lock:
             lines = self._streams.setdefault(target, [])
-            line = next((line for line in lines if len(line[1]) < STREAMS_PER_CONNECTION), None)
+            line = next((line for line in lines if len(line[2]) < STREAMS_PER_CONNECTION), None)
             if line is None:
-                line = (self._opener(self._settings, target, OWN_CONNECTION), [])
+                line = (self._opener(self._settings, target, OWN_CONNECTION), {}, [])
                 lines.append(line)
-            channel, tickets = line
+            channel, stubs, tickets = line
             tickets.append(ticket)
+            if service not in stubs:
+                stubs[service] = stub(service, channel)
 
         def release() -> None:
             with self._lock, contextlib.suppress(ValueError):
                 tickets.remove(ticket)
 
-        return stub(service, channel), release
+        return stubs[service], release
 
     def take_all(self) -> list[_Channel]:
         """All channels; the pool is empty afterwards."""
         with self._lock:
-            channels = [*self._unary.values(), *(channel for lines in self._streams.values() for channel, _ in lines)]
+            channels = [*self._unary.values(), *(line[0] for lines in self._streams.values() for line in lines)]
             self._unary, self._stubs, self._streams = {}, {}, {}
             return channels
 

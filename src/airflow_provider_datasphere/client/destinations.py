@@ -229,15 +229,15 @@ class LocalFolder(Destination):
                 _sync(stream)
         for directory in listing.directories:
             (staged / directory).mkdir(parents=True, exist_ok=True)
-        target = self._room_for(path)
-        try:
-            # Only an absent or empty directory can be replaced at once, as a whole.
-            if path.parts:
+        if path.parts:
+            target = self._room_for(path)
+            try:
+                # Only an absent or empty directory can be replaced at once, as a whole.
                 staged.rename(target)
                 return
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or not target.is_dir():
-                raise
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or not target.is_dir():
+                    raise
         for directory in listing.directories:
             self._room_for(path / directory / "_")
         for member in listing.files:

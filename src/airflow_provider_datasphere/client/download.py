@@ -223,7 +223,7 @@ class _Download:
         file = item.file
         if not _is_archive(file):
             return self._place.has(item.target, file.size_bytes, file.sha256)
-        if not self._place.has_folder(item.target) or not item.target.parts:
+        if not item.target.parts or not self._place.has_folder(item.target):
             return False
         # The archive's table of contents is at its end: enough to compare what it would unpack to.
         link = Link(self._client, self._job_id, file)

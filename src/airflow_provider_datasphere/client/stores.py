@@ -38,8 +38,8 @@ class StoreFolder(Destination):
     :param name: begins the names of temporary files.
     """
 
-    # Each open file holds a part, a copy of it that is being sent, and what is being written: 3 x 5 MiB.
-    max_parallel = 4
+    # Each open file holds a part, copies of it that are being sent, and what is being written: about 18 MiB.
+    max_parallel = 3
 
     def __init__(self, fs: AbstractFileSystem, root: str, uri: Callable[[PurePosixPath], str], name: str) -> None:
         self._fs, self._root, self._uri, self._name = fs, root.rstrip("/"), uri, name

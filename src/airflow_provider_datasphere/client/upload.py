@@ -141,7 +141,8 @@ def upload_inputs(
         if entry.url:
             wanted[entry.url] = (_input_for(entry.file, inputs), entry.url)
     if not wanted:
-        log.info("No input has to be uploaded.")
+        if inputs:
+            log.info("No input has to be uploaded: the project has them already.")
         return
     total = sum(job_input.size_bytes for job_input, _ in wanted.values())
     log.info("Uploading %d of %d inputs (%d bytes).", len(wanted), len(inputs), total)

@@ -148,7 +148,8 @@ class Narrator:
     def trouble(self, look: Look, code: str, details: str | None) -> None:
         if code != self._trouble:
             self._trouble = code
-            self._logger.warning("%s failed: %s: %s; trying again.", look.value, code, details or "no details")
+            reason = (details or "no details").rstrip(".")
+            self._logger.warning("%s failed: %s: %s; trying again.", look.value, code, reason)
 
 
 def _pause(client: JobService, waiting: Waiting, reader: _LogReader | None) -> None:

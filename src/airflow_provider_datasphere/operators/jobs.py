@@ -386,6 +386,8 @@ class ForkJobOperator(BaseOperator):
                 ti = self._context["ti"]
                 answered, state = killing.ask_state(lambda: task_state(ti), self.log)
                 self._left_running = killing.goes_on(answered, state, picked_up=self._picked_up(self._context))
+                if self._left_running:
+                    self.log.info("%s goes on, and the next try attaches to it.", self._named_job())
             if self._job_id is None and self._resumed and self._context is not None:
                 self._remember_job(self._context)
             self._end_job_unless_left()
@@ -425,15 +427,16 @@ class ForkJobOperator(BaseOperator):
         killing.cancel_job(settings, ending)
 
     def _end_of_killed_try(self) -> DataSphereError:
-        job = f"Job {self._job_id}" if self._job_id is not None else "No job was started yet; one that may have been"
+        job = self._named_job()
         if self._left_running:
-            return DataSphereError(
-                f"This try of the task was ended from outside while Airflow still counts on the task. {job} goes on, "
-                "and the next try attaches to it."
-            )
+            what = f"This try of the task was ended from outside while Airflow still counts on the task. {job} goes on"
+            return DataSphereError(f"{what}, and the next try attaches to it.")
         if self.on_kill_action == "keep":
             return DataSphereError(f"The task was ended from outside. {job} goes on (on_kill_action='keep').")
         return DataSphereError(f"The task was ended from outside. {job} doesn't go on.")
+
+    def _named_job(self) -> str:
+        return f"Job {self._job_id}" if self._job_id is not None else "A job that is just being made"
 
 
 class CancelJobOperator(BaseOperator):
