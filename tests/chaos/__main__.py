@@ -20,7 +20,8 @@ def main() -> int:
     parser.add_argument("--at-once", type=int, default=5)
     parser.add_argument("--setting", action="append", default=[], metavar="NAME=VALUE", help="of the emulator")
     options = parser.parse_args()
-    settings = {name: {"true": True, "false": False}.get(value, value) for name, _, value in (s.partition("=") for s in options.setting)}
+    words = {"true": True, "false": False}
+    settings = {name: words.get(value, value) for name, _, value in (text.partition("=") for text in options.setting)}
     begun = time.monotonic()
     verdicts = storm(
         list(schedule(options.runs, options.seed)),
@@ -32,7 +33,8 @@ def main() -> int:
     faulty = [run for run, verdict in verdicts if verdict.faults]
     print(f"\n{len(verdicts)} runs on Airflow {options.version}, seed {options.seed}, {time.monotonic() - begun:.0f} s")
     print(f"executed jobs: {sum(verdict.executed for _, verdict in verdicts)}")
-    for note, count in Counter(note.partition(":")[0] for _, verdict in verdicts for note in verdict.notes).most_common():
+    notes = Counter(note.partition(":")[0] for _, verdict in verdicts for note in verdict.notes)
+    for note, count in notes.most_common():
         print(f"note: {note}: {count}")
     hits = Counter((run.mode, run.point) for run, _ in verdicts)
     print(f"points: {len(hits)}, each {min(hits.values())} to {max(hits.values())} times")

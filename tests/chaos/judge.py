@@ -6,6 +6,7 @@ import re
 from collections import defaultdict
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from itertools import pairwise
 from typing import Any
 
 from yandex.cloud.datasphere.v2.jobs import jobs_pb2
@@ -74,8 +75,11 @@ def judge(
 
 def _overlaps(jobs: list[jobs_pb2.Job]) -> list[str]:
     faults = []
-    spans = sorted((_time(job.started_at), _time(job.finished_at), job) for job in jobs if job.HasField("started_at"))
-    for (_, first_end, first), (second_start, _, second) in zip(spans, spans[1:], strict=False):
+    spans = sorted(
+        ((_time(job.started_at), _time(job.finished_at), job) for job in jobs if job.HasField("started_at")),
+        key=lambda span: span[:2],
+    )
+    for (_, first_end, first), (second_start, _, second) in pairwise(spans):
         if first.status == jobs_pb2.SUCCESS:
             faults.append(f"{second.id} was executed after {first.id} had succeeded")
         elif not first.HasField("finished_at") or second_start < first_end:

@@ -55,7 +55,12 @@ def schedule(count: int, seed: int) -> Iterator[Run]:
     rng = random.Random(seed)
     number = 0
     while True:
-        everything = [(mode, point) for point, exists in POINTS.items() for mode, there in zip(MODES, exists, strict=True) if there]
+        everything = [
+            (mode, point)
+            for point, exists in POINTS.items()
+            for mode, there in zip(MODES, exists, strict=True)
+            if there
+        ]
         rng.shuffle(everything)
         for mode, point in everything:
             if number == count:

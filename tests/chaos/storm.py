@@ -45,7 +45,8 @@ except ImportError:
 from airflow_provider_datasphere.operators.jobs import ForkJobOperator
 
 for mode in ("blocking", "deferred"):
-    with DAG(f"chaos_{mode}", schedule=None, start_date=datetime(2026, 1, 1, tzinfo=timezone.utc), catchup=False) as dag:
+    begin = datetime(2026, 1, 1, tzinfo=timezone.utc)
+    with DAG(f"chaos_{mode}", schedule=None, start_date=begin, catchup=False) as dag:
         ForkJobOperator(
             task_id="fork",
             source_job_id="{{ dag_run.conf['source'] }}",
@@ -202,7 +203,8 @@ class _Hit:
             self._until(lambda: self._called("Execute", child), "Execute")
             self._kill_task()
         elif point == "Execute's answer lost":
-            storm.emulator.faults.inject("Execute", job_id=self._child(), lost_answer=True, times=self._rng.randint(1, 3))
+            times = self._rng.randint(1, 3)
+            storm.emulator.faults.inject("Execute", job_id=self._child(), lost_answer=True, times=times)
         elif point == "after Execute":
             self._status(jobs_pb2.PREPARING, jobs_pb2.EXECUTING)
             self._kill_task()
