@@ -19,7 +19,7 @@ export AIRFLOW_HOME ?= $(CURDIR)/.airflow
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint format test demo demo-ui wheel clean
+.PHONY: help setup lint format test chromium demo demo-ui wheel clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | awk -F'|' '{ printf "%-16s %s\n", $$1, $$2 }'
@@ -47,8 +47,17 @@ format: setup ## Rewrite the code in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: setup ## Run all tests; PYTEST_ARGS='-k fork -x' picks some
+test: setup chromium ## Run all tests; PYTEST_ARGS='-k fork -x' picks some
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# For the tests that click. Where it's missing and can't be had, they are skipped and say so.
+chromium:
+	@for name in chromium chromium-browser google-chrome; do command -v $$name >/dev/null && exit; done; \
+	test "$$(id -u)" = 0 && command -v apt-get >/dev/null || exit 0; \
+	echo "Installing Chromium"; \
+	{ apt-get -qq -o Acquire::http::Timeout=30 update && \
+	DEBIAN_FRONTEND=noninteractive apt-get -qq -y --no-install-recommends install chromium; } >/dev/null 2>&1 || \
+	echo "It can't be had: the tests in a browser will be skipped"
 
 demo: setup ## Fork a job on a real Airflow against the emulator and show its log and result
 	@PYTHONPATH=tests $(BIN)/python tools/demo.py

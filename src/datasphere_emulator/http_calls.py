@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
+from datasphere_emulator.iam import fingerprint
 from datasphere_emulator.journal import Call
 
 if TYPE_CHECKING:
@@ -116,6 +117,7 @@ async def journalled(
     """Record a request; the code is the one the body sets on the call, or the one of the exception it ends with."""
     call = Call(
         method=method,
+        token=fingerprint(request.headers.get("Authorization", "").removeprefix("Bearer ")),
         metadata={key.lower(): value for key, value in request.headers.items() if key.lower() != "authorization"},
         request=fields,
         peer=request.remote or "",

@@ -69,7 +69,7 @@ def test_no_line_is_lost(
     emulator: Emulator, watcher: Watcher, monkeypatch: pytest.MonkeyPatch, cut: str, late: float, stream: str
 ) -> None:
     """Everything is printed just before the end, may come late, in chunks that end inside lines and characters."""
-    monkeypatch.setattr(logs_module, "SETTLE_WINDOW", late + 1.0)
+    monkeypatch.setattr(logs_module, "SETTLE_WINDOW", late + 3.0)
     count = 400 if cut == "one by one" else LINES
     emulator.settings.log_delay_seconds = late
     emulator.settings.log_chunk_bytes = {"whole": None, "split": 1000, "one by one": 7}[cut]

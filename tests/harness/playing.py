@@ -136,7 +136,7 @@ class Play:
         for column in self.columns:
             for retries in self.retries:
                 for scenario in self.scenarios:
-                    if column.name in scenario.columns and retries in scenario.retries:
+                    if scenario.is_played(column, retries):
                         self._add(scenario, column, retries)
 
     def _add(self, scenario: Scenario, column: Column, retries: int) -> None:

@@ -21,14 +21,11 @@ ON_AIRFLOW_2 = (
     "return_code_1",
     "fails_then_succeeds",
     "cancelled_by_a_person",
-    "operation_error_internal",
     "missing_outputs",
     "skip_on_exit_code",
     "ended_before_the_first_look",
     "deleted_and_operation_gone",
-    "unknown_status_number",
     "token_revoked",
-    "operation_not_found",
 )
 VERSIONS = {NEWEST: SCENARIOS, "2.11.2": tuple(scenario for scenario in SCENARIOS if scenario.name in ON_AIRFLOW_2)}
 
@@ -40,6 +37,7 @@ ENVIRONMENT = {
     "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "300",
     "AIRFLOW__SCHEDULER__SCHEDULER_ZOMBIE_TASK_THRESHOLD": "300",
     "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "5",
+    "AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT": "60",
     "AIRFLOW__SCHEDULER__LOCAL_TASK_JOB_HEARTBEAT_SEC": "5",
     "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "120",
 }
@@ -49,8 +47,8 @@ CELLS = [
     for version, scenarios in VERSIONS.items()
     for scenario in scenarios
     for column in COLUMNS
-    for retries in scenario.retries
-    if column.name in scenario.columns
+    for retries in (0, 1)
+    if scenario.is_played(column, retries)
 ]
 
 

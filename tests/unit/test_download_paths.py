@@ -77,7 +77,7 @@ _names = st.lists(
 ).map("/".join)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(names=st.lists(_names, min_size=1, max_size=4, unique=True))
 def test_whatever_the_names_nothing_is_written_outside(
     running: Emulator, tmp_path_factory: pytest.TempPathFactory, names: list[str]

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -224,11 +225,19 @@ def test_the_execution_timeout_goes_along_as_a_moment(emulator: Emulator) -> Non
 def test_a_job_that_is_over_already_is_not_deferred(emulator: Emulator) -> None:
     task = fork(source(emulator, Script()), deferrable=True)
     # The job ends within milliseconds; a slow first look is what the shortcut is for.
-    emulator.faults.inject("Execute", delay=0.0001)
+    emulator.faults.inject("Operation.Get", delay=0.5)
     context = context_of(task)
-    emulator.faults.inject("Get", delay=0.5, skip=1)
     assert task.execute(context) == context["ti"].xcoms["job_id"]
     assert context["ti"].xcoms["result"]["status"] == "SUCCESS"
+
+
+@pytest.mark.parametrize("code", ["PERMISSION_DENIED", "UNAUTHENTICATED", "UNAVAILABLE"])
+def test_trouble_at_the_first_look_is_left_to_the_triggerer(emulator: Emulator, code: str) -> None:
+    task = fork(source(emulator, ENDLESS), deferrable=True)
+    emulator.faults.inject("Operation.Get", code=code)
+    request = deferred(task, context_of(task))
+    assert emulator.job(request.trigger.job_id).status
+    assert emulator.journal.count("Cancel") == 0
 
 
 @pytest.mark.parametrize(
@@ -403,10 +412,18 @@ def test_an_unknown_job_needs_no_cancel(emulator: Emulator) -> None:
 
 
 def test_a_job_that_ends_between_look_and_call_is_a_success(emulator: Emulator) -> None:
-    job_id = running(emulator, Script(executing_seconds=1.0))
-    fault = emulator.faults.inject("Cancel", delay=1.5)
-    cancel(job_id)
-    emulator.faults.remove(fault)
+    job_id = running(emulator)
+    fault = emulator.faults.inject("Cancel", hang=True)
+    with ThreadPoolExecutor() as pool:
+        cancelling = pool.submit(cancel, job_id)
+        deadline = time.monotonic() + 30
+        while not calls(emulator, "Cancel"):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        emulator.cancel_job(job_id)
+        emulator.wait_job(job_id, "CANCELLED")
+        emulator.faults.remove(fault)
+        cancelling.result()
     (call,) = emulator.journal.calls("Cancel")
     assert call.code == "FAILED_PRECONDITION"
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, cast
 
 import grpc
@@ -122,8 +122,7 @@ class AsyncDataSphereClient:
             return waiting.ended
         finally:
             task.cancel()
-            with suppress(asyncio.CancelledError, Exception):
-                await task
+            await asyncio.wait([task])
 
     async def _look(
         self, handle: JobHandle, waiting: Waiting, narrator: Narrator, tail: LogTail | None, emit: Emit | None
@@ -178,7 +177,7 @@ class _LogReader:
 
     def __init__(self, channels: AsyncChannels, job_id: str, emit: Emit, logger: Reporter, tail: LogTail) -> None:
         self.tail = tail
-        #: Set when a stream ended.
+        #: Set when a stream ended cleanly.
         self.hint = asyncio.Event()
         self._channels = channels
         self._job_id = job_id
@@ -201,7 +200,8 @@ class _LogReader:
         while True:
             code, details = await self._read_stream()
             delay = self.tail.closed(code, details)
-            self.hint.set()
+            if code is None:
+                self.hint.set()
             if delay is None:
                 for line in self.tail.decoder.flush():
                     self._emit(line)

@@ -148,39 +148,45 @@ class LocalFolder(Destination):
 
     def _lock_scratch(self) -> Path:
         # A killed process loses its lock; a living one (a try that is believed dead) keeps its folder for itself.
-        for name in (self._name, f"{self._name}-{secrets.token_hex(4)}"):
+        for name in (self._name, *(f"{self._name}-{secrets.token_hex(4)}" for _ in range(3))):
             folder = self.root / name
             folder.mkdir(exist_ok=True)
             if self._locked(folder):
-                self._stack.callback(shutil.rmtree, folder, ignore_errors=True)
-                return folder
-        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+                break
+        else:  # a file system without locks: nobody else has this name
+            folder.mkdir(exist_ok=True)
+        self._stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        return folder
 
     def _locked(self, folder: Path) -> bool:
-        handle = os.open(folder, os.O_RDONLY)
+        """Whether this process has the folder for itself now; never on a file system that has no locks."""
+        try:
+            handle = os.open(folder, os.O_RDONLY)
+        except FileNotFoundError:
+            return False  # its owner has just ended
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(handle)
-            return False
+            if os.path.samestat(os.fstat(handle), folder.stat()):
+                self._stack.callback(os.close, handle)
+                return True
         except OSError:
-            pass  # a file system without locks; the random name is its protection
-        self._stack.callback(os.close, handle)
-        return True
+            pass
+        os.close(handle)
+        return False
 
     def _remove_leftovers(self) -> None:
         pattern = re.compile(re.escape(self._name) + r"(-[0-9a-f]{8})?")
         for folder in self.root.iterdir():
-            if folder != self.scratch and pattern.fullmatch(folder.name) and folder.name not in self._reserved:
-                with suppress(OSError):
-                    if self._locked(folder):
-                        shutil.rmtree(folder, ignore_errors=True)
+            left = pattern.fullmatch(folder.name) and folder != self.scratch and folder.name not in self._reserved
+            if left and self._locked(folder):
+                shutil.rmtree(folder, ignore_errors=True)
 
     def __exit__(self, *exc_info: object) -> None:
         try:
             # The content of each file is on the disk before it gets its name; the names follow here, together.
             for directory in self._changed:
-                _sync_directory(directory)
+                with suppress(FileNotFoundError):
+                    _sync_directory(directory)
         finally:
             self._stack.close()
 

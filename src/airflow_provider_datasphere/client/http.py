@@ -11,6 +11,7 @@ import ssl
 import time
 import urllib.request
 from contextlib import contextmanager, suppress
+from importlib.metadata import version
 from threading import Event, Lock, Thread
 from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import urlsplit
@@ -89,8 +90,9 @@ class Http:
             # Redirects of the storage are followed; everything else is retried by us, who know the offset.
             "retries": urllib3.Retry(total=None, connect=0, read=0, status=0, other=0, redirect=3),
             "ssl_context": _ssl_context(root_certificates),
-            "blocksize": CHUNK_BYTES,
         }
+        if not version("urllib3").startswith("1."):  # urllib3 1.26 sends bodies in pieces of its own size
+            self._options["blocksize"] = CHUNK_BYTES
         self._direct = urllib3.PoolManager(**self._options)
         self._proxied: dict[str, urllib3.ProxyManager] = {}
         self._bodies: set[Body] = set()

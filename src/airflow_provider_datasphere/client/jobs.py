@@ -141,6 +141,7 @@ class Job:
         """
         with self._client.translated():
             link = self._client.job_link(self.id, self._job.project_id if self._job else None)
+            log.info("Waiting for job %s: %s", self.id, link)
             ended = watch(
                 self._client,
                 self._handle,

@@ -18,7 +18,7 @@ from yandex.cloud.datasphere.v2.jobs import jobs_pb2
 
 from airflow_provider_datasphere.client.errors import DataSphereError, JobInfrastructureError, JobRequestError
 from airflow_provider_datasphere.client.key import Key, Store, retries_of
-from airflow_provider_datasphere.client.outcome import JobHandle, return_code_of, status_name
+from airflow_provider_datasphere.client.outcome import JobHandle, has_unstored_outputs, return_code_of, status_name
 from airflow_provider_datasphere.client.submit import Submission, discard, execute, start, submit
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def decide(
         for job in jobs
         if job.status not in (jobs_pb2.ERROR, jobs_pb2.CANCELLED)
         and job.id != failed
-        and (job.status != jobs_pb2.SUCCESS or retries_of(job.desc) == key.retries)
+        and (job.status != jobs_pb2.SUCCESS or (retries_of(job.desc) == key.retries and not has_unstored_outputs(job)))
     ]
     spent = len(jobs) - len(of_use)
     unstarted = tuple(job.id for job in of_use if job.status == jobs_pb2.CREATING)

@@ -158,7 +158,7 @@ def judge(
         for error in upload_errors
         if error.HasField("log_file_name")
     ]
-    details = f" ({result.status_details})" if result.status_details else ""
+    details = f" ({result.status_details.rstrip('.')})" if result.status_details else ""
 
     if result.status == "CANCELLED":
         return Outcome(
@@ -199,9 +199,7 @@ def judge(
             )
         return Outcome(result, error, None, tuple(warnings))
 
-    not_stored = [
-        e for e in upload_errors if e.HasField("output_file_desc") and e.type != jobs_pb2.FileUploadError.NOT_FOUND
-    ]
+    not_stored = _not_stored(upload_errors)
     if not_stored:
         listed = "; ".join(f"{e.output_file_desc.path}: {e.description or 'upload failed'}" for e in not_stored)
         error = JobInfrastructureError(f"DataSphere couldn't store outputs of job {ref}: {listed}.")
@@ -216,6 +214,11 @@ def judge(
             return Outcome(result, error, None, tuple(warnings))
         warnings.append(f"{text}.")
     return Outcome(result, None, None, tuple(warnings))
+
+
+def has_unstored_outputs(job: jobs_pb2.Job) -> bool:
+    """Whether the service couldn't store an output of this ended job: its fault, which a new job may not meet."""
+    return bool(_not_stored(job.file_errors))
 
 
 def execute_metadata(
@@ -311,6 +314,11 @@ def _upload_errors(
         for error in (*(response.output_files_errors if response else ()), *(job.file_errors if job else ()))
     }
     return list(errors.values())
+
+
+def _not_stored(errors: Iterable[jobs_pb2.FileUploadError]) -> list[jobs_pb2.FileUploadError]:
+    missing = jobs_pb2.FileUploadError.NOT_FOUND
+    return [error for error in errors if error.HasField("output_file_desc") and error.type != missing]
 
 
 def _iso(described: Any, name: str) -> str | None:

@@ -76,6 +76,12 @@ def open_aio_channel(settings: Settings, target: str, extra: Sequence[tuple[str,
     return grpc.aio.secure_channel(target, _tls(settings), options=options)
 
 
+def load_stubs() -> None:
+    """Import all generated stubs now; an event loop would stand still meanwhile, so it is for a thread to do."""
+    for module, _ in _STUBS.values():
+        import_module(module)
+
+
 def stub(service: Service, channel: Any) -> Any:
     """The generated stub of a service."""
     module, name = _STUBS[service]

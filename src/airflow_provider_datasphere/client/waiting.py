@@ -88,6 +88,7 @@ class Waiting:
         self._share = share
         self._begun = clock()
         self._hurried = self._begun - 1.0
+        self._patience_for_hints = 1.0
         self._delay = 0.0
         self._looks = 0
         self._failures = 0
@@ -118,12 +119,13 @@ class Waiting:
     def hurry(self) -> bool:
         """A hint that the job may be over (its log ended): look at once, then often for a moment.
 
-        :return: whether the hint is heeded: once a second at most, since a service may end streams as it likes.
+        :return: whether the hint is heeded: less and less often, since a service may end streams as it likes.
         """
         now = self._clock()
-        if now - self._hurried < 1.0:
+        if now - self._hurried < self._patience_for_hints:
             return False
         self._hurried = now
+        self._patience_for_hints *= 2
         self._begun = now - self._quickest / self._share
         self._delay = 0.0
         return True

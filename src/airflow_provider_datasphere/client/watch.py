@@ -175,7 +175,7 @@ class _LogReader:
 
     def __init__(self, client: JobService, job_id: str, emit: Emit, logger: Reporter) -> None:
         self.tail = LogTail()
-        #: Set when the stream ended, and when the client is interrupted.
+        #: Set when a stream ended cleanly, and when the client is interrupted.
         self.hint = threading.Event()
         self._client = client
         self._job_id = job_id
@@ -221,7 +221,8 @@ class _LogReader:
             if self._stop.is_set():
                 return
             delay = self.tail.closed(code, details)
-            self.hint.set()
+            if code is None:
+                self.hint.set()
             if delay is None:
                 for line in self.tail.decoder.flush():
                     self._emit(line)

@@ -77,7 +77,7 @@ class DataSphereHook(BaseHook):
 
             connection = await self._aget_connection()
             # In a thread: a key may be in a file, and the first import of gRPC and the stubs takes a while.
-            self._settings = await asyncio.to_thread(self._read, connection)
+            self._settings = await asyncio.to_thread(self._read_and_load, connection)
             mask_secrets(self._settings.secrets)
         return self._settings
 
@@ -130,8 +130,15 @@ class DataSphereHook(BaseHook):
             return False, str(error)
         return check_connection(settings)
 
+    def _read_and_load(self, connection: Any) -> Settings:
+        """Read the connection, and import all that a coroutine would otherwise stop the loop with."""
+        from airflow_provider_datasphere.client import aio  # noqa: F401
+        from airflow_provider_datasphere.client.transport import load_stubs
+
+        load_stubs()
+        return self._read(connection)
+
     def _read(self, connection: Any) -> Settings:
-        from airflow_provider_datasphere.client import aio, channels  # noqa: F401  the loop must not wait for these
         from airflow_provider_datasphere.client.credentials import TokenSource
         from airflow_provider_datasphere.client.settings import Settings
         from airflow_provider_datasphere.hooks._masking import mask_token

@@ -305,10 +305,18 @@ class ForkJobOperator(BaseOperator):
         return obtained.handle, obtained.found
 
     def _over(self, handle: JobHandle) -> bool:
-        from airflow_provider_datasphere.client.outcome import TERMINAL
+        """Whether the job is over already. In doubt it isn't: the triggerer has the patience to find out."""
+        from airflow_provider_datasphere.client.waiting import Waiting
+        from airflow_provider_datasphere.client.watch import Narrator, look
 
         assert self._client is not None
-        return self._client.get(handle.job_id).status in TERMINAL
+        waiting, narrator = Waiting(handle, link=self._link), Narrator(self.log)
+        while waiting.ended is None:
+            look(self._client, handle, waiting, narrator)
+            if waiting.still_running or waiting.failures:
+                return False
+            self._client.pause(waiting.delay if waiting.ended is None else 0)
+        return True
 
     def _defer(self, context: Context, handle: JobHandle) -> NoReturn:
         from airflow_provider_datasphere.triggers.jobs import DataSphereJobTrigger

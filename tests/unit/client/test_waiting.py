@@ -97,7 +97,7 @@ def test_a_short_interval_is_kept() -> None:
     assert wait.waiting.delay < 0.012
 
 
-def test_a_hint_makes_the_next_looks_quick_once_a_second() -> None:
+def test_a_hint_makes_the_next_looks_quick() -> None:
     wait = Wait()
     for _ in range(100):
         wait.sleep()
@@ -105,11 +105,23 @@ def test_a_hint_makes_the_next_looks_quick_once_a_second() -> None:
     assert wait.waiting.delay > 5
     assert wait.waiting.hurry()
     assert wait.waiting.delay == 0
-    assert not wait.waiting.hurry()
     wait.waiting.saw_operation(RUNNING)
     assert wait.waiting.delay < 0.1
-    wait.now += 1.0
-    assert wait.waiting.hurry()
+
+
+def test_hints_that_prove_false_are_heeded_less_and_less_often() -> None:
+    wait = Wait()
+    heeded, looks = 0, 0
+    while wait.now < 1000.0 + 3600.0:  # a stream that ends cleanly every second, for an hour
+        heeded += wait.waiting.hurry()
+        end = wait.now + 1.0
+        while wait.now + wait.waiting.delay < end:
+            wait.sleep()
+            wait.waiting.saw_operation(RUNNING)
+            looks += 1
+        wait.now = end
+    assert 8 <= heeded <= 13
+    assert looks < 3600 / 10 + 13 * 60
 
 
 def test_a_forgotten_operation_leads_to_the_job() -> None:
