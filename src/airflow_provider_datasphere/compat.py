@@ -101,16 +101,11 @@ def task_state(ti: Any) -> str | None:
 
 
 def _task_state_2(ti: Any) -> str | None:
-    from airflow.jobs.job import Job
     from airflow.models.taskinstance import TaskInstance
     from airflow.utils.session import create_session
     from sqlalchemy import select
 
     with create_session() as session:
-        # Who clears a running task marks its process' job as well. The task itself may have gone on to another state
-        # before that process notices.
-        if ti.job_id is not None and session.scalar(select(Job.state).where(Job.id == ti.job_id)) == "restarting":
-            return "restarting"
         state = session.scalar(
             select(TaskInstance.state).where(
                 TaskInstance.dag_id == ti.dag_id,

@@ -43,9 +43,7 @@ from airflow_provider_datasphere.sensors.jobs import DataSphereJobSensor
 
 JOBS = {jobs!r}
 MODES = {{"blocking": {{}}, "deferred": {{"deferrable": True}}}}
-SENSOR_MODES = {{
-    "poke": {{"mode": "poke"}}, "reschedule": {{"mode": "reschedule"}}, "deferred_sensor": {{"deferrable": True}}
-}}
+SENSOR_MODES = [{{"deferrable": True}}, {{"mode": "poke"}}, {{"mode": "reschedule"}}]
 
 
 def dag(dag_id):
@@ -59,23 +57,23 @@ def fork(task_id, conn_id, source, **options):
 
 
 with dag("leaks"):
-    for conn_id in {working!r}:
+    for number, conn_id in enumerate({working!r}):
         for mode, options in MODES.items():
             fork(f"{{conn_id}}_{{mode}}_success", conn_id, JOBS[conn_id], **options)
-            fork(f"{{conn_id}}_{{mode}}_failure", conn_id, JOBS["failing"], **options)
             fork(f"{{conn_id}}_{{mode}}_killed", conn_id, JOBS["endless"], **options)
-        for mode, options in SENSOR_MODES.items():
-            for end in ("ended", "failed"):
-                DataSphereJobSensor(
-                    task_id=f"{{conn_id}}_{{mode}}_{{end}}",
-                    datasphere_conn_id=conn_id, job_id=JOBS[end], poke_interval=1, **options
-                )
-    for conn_id in {broken!r}:
-        for mode, options in MODES.items():
-            fork(f"{{conn_id}}_{{mode}}", conn_id, JOBS["failing"], **options)
+        # Every credential, every mode and both ends, but not all of them crossed.
+        fork(f"{{conn_id}}_failure", conn_id, JOBS["failing"], **MODES["deferred" if number % 2 else "blocking"])
+        options = SENSOR_MODES[number % 3]
+        end = "failed" if number % 2 else "ended"
         DataSphereJobSensor(
-            task_id=f"{{conn_id}}_sensor", datasphere_conn_id=conn_id, job_id=JOBS["ended"], deferrable=True
+            task_id=f"{{conn_id}}_sensor_{{end}}",
+            datasphere_conn_id=conn_id, job_id=JOBS[end], poke_interval=1, **options
         )
+    for conn_id in {broken!r}:
+        fork(f"{{conn_id}}_blocking", conn_id, JOBS["failing"])
+    DataSphereJobSensor(
+        task_id="refused_token_sensor", datasphere_conn_id="refused_token", job_id=JOBS["ended"], deferrable=True
+    )
     first = fork("files", {working!r}[0], JOBS["files"], vars={{"DATA": __file__}})
     DownloadJobResultsOperator(
         task_id="download", datasphere_conn_id={working!r}[0], job_id=first.output, destination="{folder}/results"
@@ -242,12 +240,13 @@ def check_that_all_was_played(airflow: RealAirflow, run_id: str, killed: set[str
     states = {task_id: state for (task_id, _), state in airflow.task_states("leaks", run_id).items()}
     expected = dict.fromkeys(states, "failed")
     expected |= {f"{name}_{mode}_success": "success" for name in working for mode in ("blocking", "deferred")}
-    sensors = [f"{name}_{mode}_ended" for name in working for mode in ("poke", "reschedule", "deferred_sensor")]
+    sensors = [task_id for task_id in states if task_id.endswith("_sensor_ended")]
     expected |= dict.fromkeys([*sensors, "files", "download", "read"], "success")
     assert killed <= set(states)
     assert states == expected
     for mode in ("blocking", "deferred"):
-        assert "my token: ***" in airflow.task_log("leaks", run_id, f"iam_token_{mode}_success")
+        log = airflow.task_log("leaks", run_id, f"iam_token_{mode}_success").splitlines()
+        assert [line for line in log if line.endswith("my token: ***")], [line for line in log if "my token" in line]
 
 
 # Without Airflow -----------------------------------------------------------------------------------------------------

@@ -297,7 +297,7 @@ class RealAirflow:
         self.api.set_state(dag_id, run_id, task_id, state, map_index)
 
     def clear(self, dag_id: str, run_id: str, *task_ids: str, map_index: int = -1) -> None:
-        """Clear tasks of a run as a person does; its state goes back to running. On 2.x always all map indices."""
+        """Clear tasks of a run as a person does; its state goes back to running."""
         if all(state in END_STATES for state in self.task_states(dag_id, run_id).values()):
             # The scheduler is about to end the run; a clear just before would be overwritten by that end.
             self.wait_run(dag_id, run_id, 60)

@@ -10,8 +10,9 @@ from yandex.cloud.datasphere.v2.jobs import jobs_pb2
 
 from datasphere_emulator import Emulator
 from harness import NEWEST, RealAirflow
+from harness.cells import COLUMNS, Column, Scenario
 from harness.playing import Cell, Play
-from harness.scenarios import COLUMNS, SCENARIOS, Column, Scenario
+from harness.scenarios import SCENARIOS
 
 pytestmark = [pytest.mark.airflow, pytest.mark.timeout(900)]
 
@@ -31,7 +32,7 @@ VERSIONS = {NEWEST: SCENARIOS, "2.11.2": tuple(scenario for scenario in SCENARIO
 
 ENVIRONMENT = {
     # A waiting task costs no processor time, so more of them than processors can wait at once.
-    "AIRFLOW__CORE__PARALLELISM": "16",
+    "AIRFLOW__CORE__PARALLELISM": "12",
     # Hundreds of tasks at once on a busy machine: slow isn't dead.
     "AIRFLOW__SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": "600",
     "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "300",
@@ -70,8 +71,6 @@ def played(request: pytest.FixtureRequest) -> Iterator[Played]:
     with Emulator(tls=False) as emulator:
         play = Play(emulator, COLUMNS, VERSIONS[version])
         with RealAirflow(version, connections=play.connections(), env=ENVIRONMENT) as airflow:
-            for dag_id, source in play.dags().items():
-                airflow.add_dag(dag_id, source, timeout=180)
             play.run(airflow)
             yield Played(emulator, play)
 

@@ -14,7 +14,7 @@ from airflow_provider_datasphere.compat import AIRFLOW_V_3_3_PLUS, atask_state
 from airflow_provider_datasphere.hooks.datasphere import DataSphereHook
 
 #: How long Airflow may take to tell the state of a task whose trigger was cancelled, seconds.
-ASK_SECONDS = 10.0
+ASK_SECONDS = 20.0
 
 
 class DataSphereJobTrigger(BaseTrigger):
