@@ -35,7 +35,7 @@ def memory(field):
 def client_of(emulator: Emulator, **http: Any) -> DataSphereClient:
     """A client that gives up soon; ``http`` changes its ``Http`` further."""
     client = DataSphereClient(Settings.from_extra(emulator.connection_extra()))
-    quick = {"attempts": 3, "backoff": 0.01, "max_backoff": 0.02, "read_timeout": 5.0}
+    quick = {"attempts": 3, "backoff": 0.01, "max_backoff": 0.02, "read_timeout": 30.0}
     client.http = Http(client.settings.root_certificates, **{**quick, **http})
     return client
 

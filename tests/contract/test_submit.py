@@ -347,6 +347,17 @@ def test_an_honoured_key_that_leads_back_to_an_ended_job_is_changed(
     assert emulator.job(second.job_id).status == jobs_pb2.SUCCESS
 
 
+def test_an_honoured_key_that_leads_to_a_job_another_try_has_started_is_kept(
+    emulator: Emulator, client: DataSphereClient
+) -> None:
+    source = emulator.create_scripted_job(Script(never_ends=True))
+    first = submit(client, ForkRequest(source), Submission(key="key"))
+    emulator.wait_job(first.job_id, "EXECUTING")
+    assert submit(client, ForkRequest(source), Submission(key="key", verify=True)) == first
+    assert [job.id for job in emulator.jobs(source)] == [first.job_id]
+    assert emulator.executions(first.job_id) == 1
+
+
 def test_parallel_forks_with_one_client_are_different_jobs(
     emulator: Emulator, client: DataSphereClient, source: str
 ) -> None:

@@ -44,8 +44,6 @@ def marked_success(act: Act) -> None:
 
 @scenes.add(FORK.format("retries=0"), script=[FOR_EVER, QUICK])
 def cleared(act: Act) -> None:
-    if act.airflow.is_2:
-        pytest.skip("Airflow 2 sometimes takes a cleared task for a zombie, and fails it when no try is left")
     act.process()
     act.clear()
     assert act.wait({"success", "failed"}, try_number=2) == "success"

@@ -75,8 +75,8 @@ class Submission:
     :param find: looks for jobs that unanswered Clones of this key may have made and that don't run.
     :param resume: jobs of this key that were cloned but not executed; Clone is repeated for the upload links, and
         those that it doesn't lead back to are deleted.
-    :param verify: ask whether the cloned job is really a new one. An honoured key may lead back to a job of an
-        earlier try that is gone or over.
+    :param verify: other tries have been or are under way. An honoured key may lead back to a job of an earlier one
+        that is gone or over, which is of no use, or to one that another try has just started, which is this try's too.
     :param source_data_ttl: keep the source job's data for so long from now (``"infinity"``: for ever); ``None``
         leaves it alone.
     """
@@ -207,7 +207,7 @@ class _Submitter:
             inputs = self._submission.stage(plan.input_vars, source.job_parameters, Path(scratch))
             job_id = self._clone_with_inputs(plan, inputs)
         self._submission.uploaded(job_id)
-        return start(self._client, request, job_id, self._log)
+        return start(self._client, request, job_id, self._log, may_run=self._submission.verify)
 
     def _keep_source(self, source: jobs_pb2.Job) -> None:
         wanted = self._submission.source_data_ttl
@@ -265,7 +265,7 @@ class _Submitter:
                     "jobs", "Clone", message, timeout=WRITE_DEADLINE, idempotency_key=idempotency_key("Clone", key)
                 )
                 job_id = _job_of(operation)
-                if self._submission.verify and not self._is_new(job_id):
+                if self._submission.verify and not self._is_of_use(job_id):
                     key = f"{key}-after-{job_id}"
                     continue
                 self._submission.cloned(job_id)
@@ -294,9 +294,9 @@ class _Submitter:
         for unused in {*job_ids} - {job_id}:
             discard(self._client, unused)
 
-    def _is_new(self, job_id: str) -> bool:
+    def _is_of_use(self, job_id: str) -> bool:
         try:
-            return self._client.get(job_id).status == jobs_pb2.CREATING
+            return self._client.get(job_id).status not in (*TERMINAL, jobs_pb2.CANCELLING)
         except JobRequestError:
             return False
 
