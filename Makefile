@@ -19,7 +19,7 @@ export AIRFLOW_HOME ?= $(CURDIR)/.airflow
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint format test chromium demo demo-ui wheel clean
+.PHONY: help setup lint format test test-long chaos chromium demo demo-ui wheel clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | awk -F'|' '{ printf "%-16s %s\n", $$1, $$2 }'
@@ -47,8 +47,16 @@ format: setup ## Rewrite the code in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: setup chromium ## Run all tests; PYTEST_ARGS='-k fork -x' picks some
+test: setup chromium ## Run the tests; PYTEST_ARGS='-k fork -x' picks some
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-long: setup chromium ## Run the tests that take an hour or more: the scenario table, every way to be killed, leaks
+	$(BIN)/python -m pytest -m long $(PYTEST_ARGS)
+
+N ?= 200
+SEED ?= 1
+chaos: setup ## Kill everything at named moments, N=200 times by SEED=1, and judge; VERSION=2.11.2 for that Airflow
+	PYTHONPATH=tests $(BIN)/python -m chaos --runs $(N) --seed $(SEED) $(if $(VERSION),--version $(VERSION))
 
 # For the tests that click. Where it's missing and can't be had, they are skipped and say so.
 chromium:

@@ -12,7 +12,7 @@ from datasphere_emulator import Script
 from e2e.kill_stage import PATIENCE, Act, Scene, Scenes, stage, wanted_scenes
 from harness import RealAirflow
 
-pytestmark = pytest.mark.airflow
+pytestmark = [pytest.mark.airflow, pytest.mark.long]
 
 FOR_EVER = Script(never_ends=True, log=["it runs"])
 QUICK = Script(log=["it is over"])

@@ -10,7 +10,7 @@ import pytest
 from datasphere_emulator import Emulator
 from harness import RealAirflow
 
-pytestmark = [pytest.mark.airflow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.airflow, pytest.mark.long, pytest.mark.timeout(600)]
 
 PATIENCE = 240.0
 

@@ -163,6 +163,7 @@ def kill(airflow: RealAirflow, run_id: str, task_id: str) -> None:
 
 
 @pytest.mark.airflow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("version", "working"),
     [(NEWEST, WORKING), ("2.11.2", ["key_json", "iam_token"])],
