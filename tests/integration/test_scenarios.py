@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cache
 
 import pytest
 from yandex.cloud.datasphere.v2.jobs import jobs_pb2
@@ -65,14 +67,24 @@ class Played:
 
 
 @pytest.fixture(scope="module")
-def played(request: pytest.FixtureRequest) -> Iterator[Played]:
-    """The version's whole table, played at once: one by one it would take the better part of an hour."""
-    version: str = request.param
-    with Emulator(tls=False) as emulator:
-        play = Play(emulator, COLUMNS, VERSIONS[version])
-        with RealAirflow(version, connections=play.connections(), env=ENVIRONMENT) as airflow:
-            play.run(airflow)
-            yield Played(emulator, play)
+def tables() -> Iterator[Callable[[str], Played]]:
+    """A version's whole table, played at once and once: one by one it would take the better part of an hour."""
+    with ExitStack() as stack:
+
+        @cache
+        def play(version: str) -> Played:
+            emulator = stack.enter_context(Emulator(tls=False))
+            table = Play(emulator, COLUMNS, VERSIONS[version])
+            table.run(stack.enter_context(RealAirflow(version, connections=table.connections(), env=ENVIRONMENT)))
+            return Played(emulator, table)
+
+        yield play
+
+
+@pytest.fixture
+def played(request: pytest.FixtureRequest, tables: Callable[[str], Played]) -> Played:
+    # Not a parametrised fixture of the module: pytest would play the table anew for each cell.
+    return tables(request.param)
 
 
 @pytest.mark.parametrize(("played", "scenario", "column", "retries"), CELLS, indirect=["played"])
