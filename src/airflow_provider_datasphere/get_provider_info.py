@@ -118,7 +118,11 @@ def get_provider_info():  # type: ignore[no-untyped-def]  # a type to name would
         "operators": [
             {
                 "integration-name": _INTEGRATION,
-                "python-modules": [f"{_PACKAGE}.operators.jobs", f"{_PACKAGE}.operators.results"],
+                "python-modules": [
+                    f"{_PACKAGE}.operators.jobs",
+                    f"{_PACKAGE}.operators.cancel",
+                    f"{_PACKAGE}.operators.results",
+                ],
             }
         ],
         "sensors": [{"integration-name": _INTEGRATION, "python-modules": [f"{_PACKAGE}.sensors.jobs"]}],
