@@ -15,6 +15,7 @@ from yandex.cloud.datasphere.v2.jobs import jobs_pb2
 
 from datasphere_emulator.building import JobDraft
 from datasphere_emulator.errors import not_found
+from datasphere_emulator.executions import Executions
 from datasphere_emulator.iam import Iam, new_id
 from datasphere_emulator.jobs import Jobs
 from datasphere_emulator.records import TERMINAL, JobStatus, Project, ScriptSeries
@@ -86,7 +87,8 @@ class Core:
             owner=owner,
             service_agent_token=lambda: self.iam.issue_token(self._ids["service_agent"]),
         )
-        self.service = JobService(self.registry, self.iam, settings, self.projects)
+        self._executions = Executions(self.registry)
+        self.service = JobService(self.registry, self._executions, self.iam, settings, self.projects)
 
     def _new_ids(self) -> dict[str, str]:
         ids = {
@@ -105,7 +107,7 @@ class Core:
         self.iam.audiences = (f"https://iam.{self.endpoint}/iam/v1/tokens",)
         self._save_iam()
         self._iam_saver = asyncio.get_running_loop().create_task(self._keep_saving_iam())
-        self.registry.resume()
+        self._executions.resume()
 
     async def stop(self, *, kill_programs: bool, abrupt: bool = False) -> None:
         """Let go of everything. :param abrupt: as if the process were killed: nothing more is written down."""
@@ -113,7 +115,7 @@ class Core:
             self._iam_saver.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._iam_saver
-        await self.registry.stop(kill=kill_programs)
+        await self._executions.stop(kill=kill_programs)
         if not abrupt:
             self._save_iam()
         self.store.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 import tempfile
 import time
@@ -14,12 +13,10 @@ from yandex.cloud.datasphere.v2.jobs import jobs_pb2
 from yandex.cloud.datasphere.v2.jobs import project_job_service_pb2 as service_pb2
 
 from datasphere_emulator.errors import not_found
-from datasphere_emulator.executions import Executions
 from datasphere_emulator.iam import new_id
 from datasphere_emulator.logs import JobLog
 from datasphere_emulator.operations import Operations
 from datasphere_emulator.parameters import uploaded_files
-from datasphere_emulator.process import is_running, kill_program
 from datasphere_emulator.records import TERMINAL, JobRecord, ScriptSeries, get_time
 from datasphere_emulator.uploads import upload_list
 from datasphere_emulator.workspace import pack_directory
@@ -35,12 +32,9 @@ if TYPE_CHECKING:
     from datasphere_emulator.storage import Storage
     from datasphere_emulator.store import Store
 
-#: Longest wait for programs to die at the end, seconds.
-_KILL_SECONDS = 5.0
-
 
 class Jobs:
-    """All jobs, their logs, operations and executions. Used by the event loop's thread alone.
+    """All jobs, their logs and operations. Used by the event loop's thread alone.
 
     :param folder: where programs run and project disks lie.
     :param owner: process id without which programs must not live, None if they outlive the emulator.
@@ -79,27 +73,6 @@ class Jobs:
         self.operations = Operations(
             store, settings, self._records.get, self.creation_response, self.execution_response
         )
-        self.executions = Executions(self)
-
-    # Start and stop
-
-    def resume(self) -> None:
-        """Go on with the executions that an earlier emulator left."""
-        for record in self._records.values():
-            if record.active:
-                self.executions.start(record)
-
-    async def stop(self, *, kill: bool) -> None:
-        """Let go of all executions. :param kill: kill their programs too."""
-        await self.executions.stop()
-        if not kill:
-            return
-        folders = [self.folder(record.id) for record in self._records.values() if record.active]
-        deadline = time.monotonic() + _KILL_SECONDS
-        while (running := [folder for folder in folders if is_running(folder)]) and time.monotonic() < deadline:
-            for folder in running:
-                kill_program(folder)
-            await asyncio.sleep(0.02)
 
     # Records
 
@@ -141,7 +114,7 @@ class Jobs:
         return id
 
     def begin(self, record: JobRecord, operation: OperationRecord) -> None:
-        """Start a job's execution."""
+        """Write down the start of a job's execution."""
         record.operation_id = operation.id
         record.executions += 1
         record.execute_time = time.time()
@@ -155,7 +128,6 @@ class Jobs:
             record.script_position = 0
             self.store.put("series_position", record.series_id, series.position)
         self.save(record)
-        self.executions.start(record)
 
     def ended(self, record: JobRecord, return_code: int, error: tuple[int, str] | None) -> None:
         """Write down the end of a job's execution, and end its operation."""

@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any
 from yandex.cloud.datasphere.v2.jobs import jobs_pb2
 
 from datasphere_emulator import logs, runner
-from datasphere_emulator.executions import Ending
+from datasphere_emulator.execution import Ending
 from datasphere_emulator.progress import ProgressFile
 from datasphere_emulator.records import JobStatus
 from datasphere_emulator.settings import CODES
 from datasphere_emulator.workspace import PROGRESS_FILE, Workspace
 
 if TYPE_CHECKING:
-    from datasphere_emulator.executions import Execution
+    from datasphere_emulator.execution import Execution
 
 #: How often a running program is looked at, seconds.
 POLL_SECONDS = 0.03

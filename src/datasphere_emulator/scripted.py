@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, cast
 from yandex.cloud.datasphere.v2.jobs import jobs_pb2
 
 from datasphere_emulator import logs
-from datasphere_emulator.executions import Ending
+from datasphere_emulator.execution import Ending
 from datasphere_emulator.records import JobStatus, set_time
 from datasphere_emulator.script import LogLine, Progress, ScriptedOutput
 from datasphere_emulator.settings import CODES
 
 if TYPE_CHECKING:
-    from datasphere_emulator.executions import Execution
+    from datasphere_emulator.execution import Execution
 
 #: Files larger than this are hashed in a thread.
 _LARGE = 1 << 20

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from google.protobuf.duration_pb2 import Duration
     from google.protobuf.message import Message
 
+    from datasphere_emulator.executions import Executions
     from datasphere_emulator.iam import Iam
     from datasphere_emulator.jobs import Jobs
     from datasphere_emulator.records import JobRecord, OperationRecord, Project
@@ -34,8 +35,11 @@ class JobService:
     :param projects: by id.
     """
 
-    def __init__(self, jobs: Jobs, iam: Iam, settings: Settings, projects: dict[str, Project]) -> None:
+    def __init__(
+        self, jobs: Jobs, executions: Executions, iam: Iam, settings: Settings, projects: dict[str, Project]
+    ) -> None:
         self._jobs = jobs
+        self._executions = executions
         self._iam = iam
         self._settings = settings
         self._projects = projects
@@ -199,6 +203,7 @@ class JobService:
             )
             operations.remember("Execute", subject, key, operation)
             self._jobs.begin(record, operation)
+        self._executions.start(record)
         return operation
 
     def cancel(self, subject: str | None, job_id: str, reason: str = "", graceful: bool = False) -> None:
@@ -221,7 +226,7 @@ class JobService:
         record.cancel = Cancel(reason, graceful, now)
         record.job.status = JobStatus.CANCELLING
         self._jobs.save(record)
-        self._jobs.executions.cancel(record)
+        self._executions.cancel(record)
 
     # Looking
 

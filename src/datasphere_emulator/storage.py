@@ -25,8 +25,6 @@ from datasphere_emulator.http_calls import HttpRefusal
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
-    from aiohttp import web
-
     from datasphere_emulator.faults import Faults
     from datasphere_emulator.journal import Journal
 
@@ -220,9 +218,3 @@ class Storage:
             raise HttpRefusal(403, "SignatureDoesNotMatch", "The request signature we calculated does not match.")
         if float(query["expires"]) <= time.time():
             raise HttpRefusal(403, "AccessDenied", "Request has expired")
-
-    def add_routes(self, app: web.Application) -> None:
-        """Serve the URLs in this application."""
-        from datasphere_emulator.storage_http import StorageHandlers
-
-        StorageHandlers(self).add_routes(app)

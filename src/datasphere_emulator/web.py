@@ -11,6 +11,7 @@ from aiohttp import web
 from datasphere_emulator import logs, pages
 from datasphere_emulator.errors import Refused
 from datasphere_emulator.http_calls import HttpRefusal, apply_faults, fault_refusal, journalled
+from datasphere_emulator.storage_http import StorageHandlers
 from datasphere_emulator.web_control import ControlHandlers
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def build_app(emulator: Core) -> web.Application:
     """Everything the emulator serves over HTTP, except the metadata service. Runs on the loop of its gRPC server."""
     # Contents of files come in the bodies of the control API.
     app = web.Application(client_max_size=1 << 30)
-    emulator.storage.add_routes(app)
+    StorageHandlers(emulator.storage).add_routes(app)
     ControlHandlers(emulator).add_routes(app)
     PageHandlers(emulator).add_routes(app)
     return app

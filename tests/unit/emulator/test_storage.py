@@ -16,6 +16,7 @@ from aiohttp import web
 
 from datasphere_emulator.faults import Call, Faults, Journal
 from datasphere_emulator.storage import CHUNK, Storage, generate
+from datasphere_emulator.storage_http import StorageHandlers
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -61,7 +62,7 @@ async def served(root: Path) -> AsyncIterator[Service]:
     journal, faults, app, base = Journal(), Faults(), web.Application(), ""
     service: Service
     storage = Storage(root, lambda: base, journal, faults, lambda: service.lifetime)
-    storage.add_routes(app)
+    StorageHandlers(storage).add_routes(app)
     runner = web.AppRunner(app)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
