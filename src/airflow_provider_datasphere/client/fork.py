@@ -62,7 +62,7 @@ class ForkRequest:
     docker: str | Mapping[str, Any] | None = None
     working_storage: Mapping[str, Any] | None = None
     cloud_instance_types: Sequence[str] = ()
-    data_ttl: timedelta | str | None = None
+    data_ttl: timedelta | int | str | None = None
 
     def __post_init__(self) -> None:
         check_source_job_id(self.source_job_id)
@@ -113,20 +113,24 @@ def check_instance_types(types: object) -> None:
         raise JobRequestError(f"cloud_instance_types is {types!r}: give a list of names, such as ['g1.1', 'c1.4'].")
 
 
-def parse_ttl(field_name: str, ttl: timedelta | str | None) -> timedelta | None:
+def parse_ttl(field_name: str, ttl: timedelta | int | str | None) -> timedelta | None:
     """A time to live as the API wants it: whole days, or ``None`` for infinity.
 
-    ``None`` as input means the default of 14 days.
+    ``None`` as input means the default of 14 days. A number may be text, as a template makes it.
     """
     if ttl is None:
         return DEFAULT_DATA_TTL
     if isinstance(ttl, str) and ttl.strip().lower() in (INFINITY, "inf"):
         return None
+    if isinstance(ttl, str) and ttl.strip().isdecimal():
+        ttl = int(ttl)
+    if isinstance(ttl, int) and not isinstance(ttl, bool) and 1 <= ttl <= timedelta.max.days:
+        return timedelta(days=ttl)
     if isinstance(ttl, timedelta) and ttl >= timedelta(days=1) and not ttl % timedelta(days=1):
         return ttl
     raise JobRequestError(
         f"{field_name} is {ttl!r}: give a timedelta of one or more whole days, such as timedelta(days=30), "
-        f"or {INFINITY!r}."
+        f"a number of days, or {INFINITY!r}."
     )
 
 

@@ -88,7 +88,7 @@ class Submission:
     find: Callable[[], Sequence[str]] | None = None
     resume: Sequence[str] = ()
     verify: bool = False
-    source_data_ttl: timedelta | str | None = None
+    source_data_ttl: timedelta | int | str | None = None
     log: Reporter | None = None
 
 

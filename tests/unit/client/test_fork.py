@@ -197,9 +197,10 @@ def test_a_time_to_live_is_whole_days_or_infinity() -> None:
     assert parse_ttl("data_ttl", None) == timedelta(days=14)
     assert parse_ttl("data_ttl", "infinity") is None
     assert parse_ttl("data_ttl", timedelta(days=30)) == timedelta(days=30)
-    for wrong in (timedelta(hours=36), timedelta(0), timedelta(days=-1), "14", 14):
+    assert parse_ttl("data_ttl", 30) == parse_ttl("data_ttl", " 30 ") == timedelta(days=30)
+    for wrong in (timedelta(hours=36), timedelta(0), timedelta(days=-1), "two weeks", "", 0, -1, True):
         with pytest.raises(JobRequestError, match="data_ttl is "):
-            parse_ttl("data_ttl", wrong)  # type: ignore[arg-type]
+            parse_ttl("data_ttl", wrong)
 
 
 @pytest.mark.parametrize(("days", "warned"), [(0.5, True), (2.9, True), (3.1, False), (-1, True)])
