@@ -19,7 +19,7 @@ export AIRFLOW_HOME ?= $(CURDIR)/.airflow
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint format test test-long chaos chromium demo demo-ui wheel clean
+.PHONY: help setup lint format test test-long chaos chromium demo demo-all demo-ui matrix wheel clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | awk -F'|' '{ printf "%-16s %s\n", $$1, $$2 }'
@@ -53,6 +53,9 @@ test: setup chromium ## Run the tests; PYTEST_ARGS='-k fork -x' picks some
 test-long: setup chromium ## Run the tests that take an hour or more: the scenario table, every way to be killed, leaks
 	$(BIN)/python -m pytest -m long $(PYTEST_ARGS)
 
+matrix: setup ## Install the wheel beside each supported Airflow, list it, connect, import the examples, fork a job
+	$(BIN)/python -m pytest --verbose tests/integration/test_install.py -k test_it_installs_beside_airflow $(PYTEST_ARGS)
+
 N ?= 200
 SEED ?= 1
 chaos: setup ## Kill everything at named moments, N=200 times by SEED=1, and judge; VERSION=2.11.2 for that Airflow
@@ -69,6 +72,9 @@ chromium:
 
 demo: setup ## Fork a job on a real Airflow against the emulator and show its log and result
 	@PYTHONPATH=tests $(BIN)/python tools/demo.py
+
+demo-all: setup ## The same for all three patterns of the documentation: wait, let a sensor wait, chain two jobs
+	@PYTHONPATH=tests $(BIN)/python tools/demo.py --all
 
 demo-ui: setup ## The same, with Airflow's pages left running until Ctrl-C
 	@PYTHONPATH=tests $(BIN)/python tools/demo.py --ui

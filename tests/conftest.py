@@ -1,4 +1,4 @@
-"""Fixtures for all tests: one running Airflow 3 and one Airflow 2 per session, started when a test first asks."""
+"""Fixtures for all tests: a running Airflow 3 and Airflow 2, started when a module's test first asks."""
 
 from __future__ import annotations
 
@@ -6,27 +6,30 @@ from collections.abc import Iterator
 
 import pytest
 
-from harness import RealAirflow
+from harness import NEWEST, RealAirflow
 
 NEWEST_2 = "2.11.2"
 
+# For a module, not for the session: an Airflow that nobody uses still takes a fifth of a machine with two cores, and
+# what runs beside it then waits for its turn.
 
-@pytest.fixture(scope="session")
+
+@pytest.fixture(scope="module")
 def airflow3() -> Iterator[RealAirflow]:
-    """The development environment's Airflow, the newest 3.x, with all components; shared by the session's tests."""
+    """The development environment's Airflow, the newest 3.x, with all components; shared by the module's tests."""
     with RealAirflow() as airflow:
         yield airflow
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def airflow2() -> Iterator[RealAirflow]:
-    """Airflow 2.11 with all components; shared by the session's tests."""
+    """Airflow 2.11 with all components; shared by the module's tests."""
     with RealAirflow(NEWEST_2) as airflow:
         yield airflow
 
 
-@pytest.fixture(scope="session", params=["airflow3", "airflow2"])
-def any_airflow(request: pytest.FixtureRequest) -> RealAirflow:
-    """Each of the two in turn."""
-    airflow: RealAirflow = request.getfixturevalue(request.param)
-    return airflow
+@pytest.fixture(scope="module", params=[NEWEST, NEWEST_2], ids=["airflow3", "airflow2"])
+def any_airflow(request: pytest.FixtureRequest) -> Iterator[RealAirflow]:
+    """Each of the two in turn, never both at once."""
+    with RealAirflow(request.param) as airflow:
+        yield airflow

@@ -1,4 +1,4 @@
-"""Fork a DataSphere job on a real Airflow, against the emulator: ``make demo``, and ``make demo-ui`` to look around.
+"""Fork DataSphere jobs on a real Airflow, against the emulator: ``make demo``, ``make demo-all``, ``make demo-ui``.
 
 Everything runs on this machine and is gone afterwards; nothing is sent anywhere.
 """
@@ -13,25 +13,42 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from datasphere_emulator import Emulator
 from harness import RealAirflow  # what starts Airflow for the tests; the Makefile puts it on the path
 
 PROJECT = Path(__file__).resolve().parents[1]
-DAG_FILE = PROJECT / "example_dags" / "fork_job_sync.py"
-DAG_ID, TASK_ID = "fork_job_sync", "fork_job"
+EXAMPLES = PROJECT / "example_dags"
+#: The three patterns of the service's documentation: DAG, in the file of that name, and its tasks.
+PATTERNS = {
+    "fork_job_sync": ("fork_job",),
+    "fork_job_async": ("fork_job", "do_something_else", "wait_for_job", "handle_result", "cancel_job"),
+    "output_files_for_other_job": ("first_job", "second_job"),
+}
+FIRST = "fork_job_sync"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The emulator with source jobs that have run, and an Airflow that knows them."""
+
+    emulator: Emulator
+    source_job_id: str
+    airflow: RealAirflow
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
-    parser.add_argument("--ui", action="store_true", help="leave Airflow and the emulator running until Ctrl-C")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--all", action="store_true", help="all three patterns of the documentation")
+    what.add_argument("--ui", action="store_true", help="leave Airflow and the emulator running until Ctrl-C")
     options = parser.parse_args()
     for number in (signal.SIGINT, signal.SIGTERM):  # so that Airflow's processes end with this one, however it ends
         signal.signal(number, signal.default_int_handler)
     try:
-        return look_around() if options.ui else show()
+        return look_around() if options.ui else show(*(PATTERNS if options.all else (FIRST,)))
     except KeyboardInterrupt:
         print("\nEnded.")
         return 0 if options.ui else 130
@@ -40,41 +57,52 @@ def main() -> int:
         return 1
 
 
-def show() -> int:
-    """One run of the example, its log and its result on the terminal."""
-    with demo(tls=True) as (_, source_job_id, airflow):
-        say(f"Triggering the DAG {DAG_ID} ({DAG_FILE.relative_to(PROJECT)})")
-        run_id = airflow.run(DAG_ID)
-        state = airflow.state(DAG_ID, run_id, TASK_ID)
-        heading(f"Log of the task {TASK_ID}")
-        print(without_folded_groups(airflow.task_log(DAG_ID, run_id, TASK_ID)))
-        if state != "success":
-            raise RuntimeError(f"the task ended as {state}; its log is above")
-        job_id = airflow.xcom(DAG_ID, run_id, TASK_ID)
-        heading("XCom result")
-        print(json.dumps(airflow.xcom(DAG_ID, run_id, TASK_ID, "result"), indent=2, ensure_ascii=False))
-        heading("What happened")
-        print(f"The job {job_id} is a fork of {source_job_id}, with RANGE=1 instead of 10, and ended with {state}.")
+def show(*dag_ids: str) -> int:
+    """One run of each of these examples, the logs of its tasks and its jobs' results on the terminal."""
+    with demo(tls=True) as stage:
+        for dag_id in dag_ids:
+            show_run(stage, dag_id)
     print("""
 Where to look next
+  make demo-all                   all three patterns of the documentation: wait, let a sensor wait, chain two jobs
   make demo-ui                    the same in Airflow's pages, with the job's own page one click away
   example_dags/fork_job_sync.py   the DAG that ran
   README.md                       install it beside your Airflow, set up a connection, write your DAG""")
     return 0
 
 
+def show_run(stage: Stage, dag_id: str) -> None:
+    airflow = stage.airflow
+    say(f"Triggering the DAG {dag_id} ({EXAMPLES.relative_to(PROJECT)}/{dag_id}.py)")
+    run_id = airflow.trigger(dag_id)
+    airflow.wait_run(dag_id, run_id, timeout=240)
+    states = airflow.task_states(dag_id, run_id)
+    for task_id in PATTERNS[dag_id]:
+        heading(f"Log of the task {dag_id}.{task_id}")
+        print(without_folded_groups(airflow.task_log(dag_id, run_id, task_id)))
+        if states[task_id, -1] != "success":
+            raise RuntimeError(f"the task {task_id} ended as {states[task_id, -1]}; its log is above")
+    heading(f"What {dag_id} came to")
+    for task_id in PATTERNS[dag_id]:
+        if (result := airflow.xcom(dag_id, run_id, task_id, "result")) is not None:
+            print(f"XCom result of {task_id}: {json.dumps(result, indent=2, ensure_ascii=False)}")
+            parent = stage.emulator.job(result["job_id"]).parent_job_id
+            print(f"The job {result['job_id']} is a fork of {parent}, and ended with {result['status']}.")
+
+
 def look_around() -> int:
     """Airflow and the emulator with everything set up, until Ctrl-C."""
-    with demo(tls=False) as (emulator, source_job_id, airflow):
-        airflow.trigger(DAG_ID)
+    with demo(tls=False) as stage:
+        airflow = stage.airflow
+        airflow.trigger(FIRST)
         print(
             f"""
-Airflow   http://127.0.0.1:{airflow.home.port}/dags/{DAG_ID}
+Airflow   http://127.0.0.1:{airflow.home.port}/dags/{FIRST}
           No login: whoever opens it on this machine is its administrator.
-Emulator  {emulator.url}
+Emulator  {stage.emulator.url}
           The pages of DataSphere's jobs; "DataSphere job" in the task's page leads there.
 
-Set up    connection datasphere_default, Variable datasphere_source_job_id = {source_job_id}
+Set up    connection datasphere_default, Variable datasphere_source_job_id = {stage.source_job_id}
 DAGs      {airflow.home.dags} (new files are seen within seconds)
 
 Ctrl-C ends everything.""",
@@ -86,39 +114,60 @@ Ctrl-C ends everything.""",
 
 
 @contextlib.contextmanager
-def demo(*, tls: bool) -> Iterator[tuple[Emulator, str, RealAirflow]]:
-    """The emulator with a source job that has run, and an Airflow that knows both."""
+def demo(*, tls: bool) -> Iterator[Stage]:
     say("Starting the emulator of DataSphere Jobs")
     with Emulator(tls=tls) as emulator:
-        source_job_id = create_source_job(emulator)
+        source_job_id = create_source_job(emulator, output="model.json")
         say(f"Running the source job {source_job_id}: python main.py data.csv --range 10")
-        emulator.wait_job(source_job_id)
-        # Only runs that the demo triggers; the DAG is scheduled daily.
+        jobs = {
+            "datasphere_source_job_id": source_job_id,
+            "datasphere_first_job_id": create_source_job(emulator, output="result.txt"),
+            "datasphere_second_job_id": create_second_job(emulator),
+        }
+        for job_id in jobs.values():
+            emulator.wait_job(job_id)
+        # Only runs that the demo triggers; some DAGs are scheduled daily.
         settings = {"AIRFLOW__SCHEDULER__USE_JOB_SCHEDULE": "False"}
         airflow = RealAirflow(env=settings)
         say(f"Starting Airflow {airflow.version} (scheduler, DAG processor, triggerer, API server on SQLite)")
         with airflow:
             airflow.add_connection("datasphere_default", conn_type="datasphere", extra=emulator.connection_extra())
-            airflow.set_variable("datasphere_source_job_id", source_job_id)
-            airflow.add_dag(DAG_ID, DAG_FILE.read_text())
-            yield emulator, source_job_id, airflow
+            for name, job_id in jobs.items():
+                airflow.set_variable(name, job_id)
+            for dag_id in PATTERNS:
+                airflow.add_dag(dag_id, (EXAMPLES / f"{dag_id}.py").read_text())
+            yield Stage(emulator, source_job_id, airflow)
 
 
-def create_source_job(emulator: Emulator) -> str:
+def create_source_job(emulator: Emulator, output: str) -> str:
     """A job as a person would run it with the ``datasphere`` CLI: a program, its data, an argument, an output."""
     temperatures = [f"{hour},{8 + 5 * math.sin(hour * math.pi / 12) + 0.02 * hour:.2f}" for hour in range(240)]
     return emulator.create_job(
         cmd="python main.py ${DATA} --range ${RANGE} --out ${MODEL}",
-        files={
-            "main.py": (PROJECT / "tools" / "demo_job" / "main.py").read_text(),
-            "data.csv": "\n".join(["hour,celsius", *temperatures, ""]),
-        },
+        files={"main.py": program("main.py"), "data.csv": "\n".join(["hour,celsius", *temperatures, ""])},
         inputs=[("data.csv", "DATA")],
-        outputs=[("model.json", "MODEL")],
+        outputs=[(output, "MODEL")],
         args={"RANGE": "10"},
         name="temperature-trend",
         execute=True,
     )
+
+
+def create_second_job(emulator: Emulator) -> str:
+    """A job that reads what the first one made; its own source has read some other model."""
+    model = {"days": 10, "celsius_at_start": 10.0, "celsius_per_hour": 0.02}
+    return emulator.create_job(
+        cmd="python forecast.py ${INPUT_DATA} --out forecast.txt",
+        files={"forecast.py": program("forecast.py"), "model.json": json.dumps(model)},
+        inputs=[("model.json", "INPUT_DATA")],
+        outputs=["forecast.txt"],
+        name="temperature-forecast",
+        execute=True,
+    )
+
+
+def program(name: str) -> str:
+    return (PROJECT / "tools" / "demo_job" / name).read_text()
 
 
 def without_folded_groups(log: str) -> str:
@@ -139,7 +188,7 @@ def say(text: str) -> None:
     print(f"· {text}", flush=True)
 
 
-def heading(text: Any) -> None:
+def heading(text: str) -> None:
     print(f"\n── {text} " + "─" * max(4, 76 - len(text)), flush=True)
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from chaos.plan import POINTS, Run, schedule
 from chaos.storm import storm
+from harness import NEWEST
 
 pytestmark = [pytest.mark.airflow, pytest.mark.timeout(900)]
 
@@ -30,6 +31,6 @@ def test_one_job_per_generation_whatever_dies() -> None:
         for number, (mode, point) in enumerate((mode, point) for mode, points in _POINTS.items() for point in points)
     ]
     lines: list[str] = []
-    verdicts = storm(runs, version="3.3.2", at_once=5, say=lines.append)
+    verdicts = storm(runs, version=NEWEST, at_once=5, say=lines.append)
     assert len(verdicts) == len(runs)
     assert not [run for run, verdict in verdicts if verdict.faults], "\n".join(lines)

@@ -43,6 +43,20 @@ with DAG("fork", schedule=None, start_date=datetime.datetime(2026, 1, 1)) as for
     DownloadJobResultsOperator(task_id="results", job_id=job.output, destination="{destination}")
 """
 
+# Several commands of Airflow's CLI in one process, each as a person types it: starting it takes longer than they do.
+CLI = """
+import json, sys
+from airflow.__main__ import main
+
+for command in json.loads(sys.argv[1]):
+    sys.argv = ["airflow", *command]
+    try:
+        main()
+    except SystemExit as end:
+        if end.code:
+            raise
+"""
+
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -94,6 +108,11 @@ def probe(venv: AirflowVenv, tmp_path: Path) -> dict[str, Any]:
     return dict(json.loads(answer.strip().rpartition("\n")[2]))
 
 
+def cli(venv: AirflowVenv, home: Path, *commands: list[str]) -> str:
+    """What Airflow's CLI prints for these commands, one after another."""
+    return python(venv, home, "-c", CLI, json.dumps(commands))
+
+
 def assert_forks(venv: AirflowVenv, emulator: Emulator, tmp_path: Path) -> None:
     """A task forks a job that really runs, and a second one brings its output home."""
     program = 'import sys; print("range", sys.argv[1]); open("result.txt", "w").write("seen " + sys.argv[1])'
@@ -139,8 +158,21 @@ def test_the_wheel_holds_the_two_packages_and_nothing_else(wheel: Path) -> None:
 def test_it_installs_beside_airflow(version: str, install: Install, emulator: Emulator, tmp_path: Path) -> None:
     venv = install(version)
     check(venv)
-    listed = python(venv, tmp_path / "home", venv.bin / "airflow", "providers", "list", "--output", "plain")
-    assert "airflow-provider-datasphere" in listed
+    extra = emulator.connection_extra()
+    said = cli(
+        venv,
+        tmp_path / "home",
+        ["providers", "list", "--output", "plain"],
+        ["providers", "get", "airflow-provider-datasphere"],
+        ["connections", "add", "by_cli", "--conn-type", "datasphere", "--conn-extra", json.dumps(extra)],
+        ["connections", "get", "by_cli", "--output", "json"],
+        ["connections", "test", "by_cli"],
+    )
+    assert said.count("airflow-provider-datasphere") >= 2
+    assert "Successfully added `conn_id`=by_cli" in said
+    assert extra["endpoint"] in said.partition("Successfully added")[2]
+    assert "Connection success!" in said
+    assert emulator.journal.count("List") == 1  # the test button's word is the service's
     seen = probe(venv, tmp_path)
     assert seen["hook"] == "airflow_provider_datasphere.hooks.datasphere.DataSphereHook Yandex DataSphere"
     assert seen["connection types"] == ["datasphere"]

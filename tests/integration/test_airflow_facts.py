@@ -1,0 +1,165 @@
+"""What this project rests on in Airflow itself: what a try is told after a retry, a crash, a clear and a deferral.
+
+``generation.key_of`` takes ``max_tries`` for the number of a generation: a person's clear changes it, Airflow's own
+retries don't. XComs can't carry a job's id to the next try; the task state store, where there is one, does.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness import NEWEST, RealAirflow
+
+SUPPORTED = ["2.11.2", "3.0.6", "3.1.8", "3.2.2", NEWEST]
+#: The newest of each; `make test-long` asks the others too.
+USUAL = {"2.11.2", NEWEST}
+
+pytestmark = [pytest.mark.airflow, pytest.mark.timeout(600)]
+
+SOURCE = '''
+"""Tasks that write down what they see, leave something for later tries, and then do as they are called."""
+import json
+import time
+from datetime import datetime, timedelta
+from pathlib import Path
+
+try:
+    from airflow.sdk import DAG
+except ImportError:
+    from airflow.models.dag import DAG
+
+from airflow.triggers.temporal import TimeDeltaTrigger
+
+from airflow_provider_datasphere.compat import BaseOperator
+
+FOLDER = Path("@FOLDER@")
+
+
+class Tell(BaseOperator):
+    def execute(self, context):
+        self.tell(context, "begin")
+        ti, store = context["ti"], context.get("task_state_store")
+        ti.xcom_push(key="mark", value=f"of try {ti.try_number}")
+        if store is not None:
+            store.set("mark", f"of try {ti.try_number}")
+        if self.task_id == "deferred":
+            self.defer(trigger=TimeDeltaTrigger(timedelta(seconds=2)), method_name="resume")
+        if ti.try_number > 1 or self.task_id == "green":
+            return
+        if self.task_id in ("retried", "failed"):
+            raise RuntimeError("on purpose")
+        time.sleep(600)  # until somebody kills or clears it
+
+    def resume(self, context, event=None):
+        self.tell(context, "resumed")
+
+    def tell(self, context, leg):
+        ti, store = context["ti"], context.get("task_state_store")
+        seen = {
+            "leg": leg,
+            "try_number": ti.try_number,
+            "max_tries": ti.max_tries,
+            "xcom": ti.xcom_pull(task_ids=self.task_id, key="mark"),
+            "store": store.get("mark") if store is not None else "no store",
+        }
+        with (FOLDER / self.task_id).open("a") as file:
+            file.write(json.dumps(seen) + "\\n")
+
+
+with DAG("facts", schedule=None, start_date=datetime(2024, 1, 1)):
+    for task_id, retries in {
+        "retried": 1, "killed": 1, "deferred": 1, "failed": 0, "green": 0, "running": 0, "running_with_retry": 2
+    }.items():
+        Tell(task_id=task_id, retries=retries, retry_delay=timedelta(seconds=0.1))
+'''
+
+
+class Facts:
+    """What the tasks have written down."""
+
+    def __init__(self, airflow: RealAirflow, folder: Path) -> None:
+        self.version = tuple(int(part) for part in airflow.version.split(".")[:2])
+        self._folder = folder
+
+    def of(self, task_id: str) -> list[dict[str, Any]]:
+        path = self._folder / task_id
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    @property
+    def has_store(self) -> bool:
+        return self.version >= (3, 3)
+
+
+@pytest.fixture(
+    scope="module",
+    params=[version if version in USUAL else pytest.param(version, marks=pytest.mark.long) for version in SUPPORTED],
+)
+def facts(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Facts]:
+    folder = tmp_path_factory.mktemp("facts")
+    with RealAirflow(request.param) as airflow:
+        airflow.add_dag("facts", SOURCE.replace("@FOLDER@", str(folder)))
+        seen = Facts(airflow, folder)
+        run_id = airflow.trigger("facts")
+
+        def told(task_id: str, times: int) -> None:
+            airflow.until(lambda: len(seen.of(task_id)) >= times, 120, f"word {times} of {task_id}")
+
+        told("killed", 1)
+        airflow.task_process("facts", run_id, "killed").kill()
+        for task_id in ("running", "running_with_retry"):
+            told(task_id, 1)
+            airflow.wait_task("facts", run_id, task_id, "running")
+            airflow.clear("facts", run_id, task_id)
+        for task_id, state in (("green", "success"), ("failed", "failed")):
+            airflow.wait_task("facts", run_id, task_id, state, timeout=180)
+            airflow.clear("facts", run_id, task_id)
+        for task_id in ("retried", "killed", "deferred", "failed", "green", "running", "running_with_retry"):
+            told(task_id, 2)
+        airflow.wait_run("facts", run_id)
+        yield seen
+
+
+@pytest.mark.parametrize("task_id", ["retried", "killed"])
+def test_a_retry_is_of_the_same_generation(facts: Facts, task_id: str) -> None:
+    first, second = facts.of(task_id)
+    assert (first["try_number"], second["try_number"]) == (1, 2)
+    assert first["max_tries"] == second["max_tries"] == 1
+
+
+@pytest.mark.parametrize("task_id", ["failed", "green"])
+def test_a_clear_begins_a_new_generation(facts: Facts, task_id: str) -> None:
+    first, second = facts.of(task_id)
+    assert (first["try_number"], second["try_number"]) == (1, 2)
+    assert (first["max_tries"], second["max_tries"]) == (0, 1)
+
+
+def test_a_clear_of_a_running_task(facts: Facts) -> None:
+    """The known gap: before 3.1 it begins no new generation by that number, so the kill has to end the job."""
+    for task_id, retries in (("running", 0), ("running_with_retry", 2)):
+        first, second = facts.of(task_id)
+        assert (first["try_number"], second["try_number"]) == (1, 2)
+        assert first["max_tries"] == retries
+        assert second["max_tries"] == retries + (1 if facts.version >= (3, 1) else 0)
+
+
+def test_only_the_store_reaches_the_next_try(facts: Facts) -> None:
+    for task_id in ("retried", "killed", "failed", "green"):
+        first, second = facts.of(task_id)
+        assert (first["xcom"], second["xcom"]) == (None, None)
+        if facts.has_store:
+            assert (first["store"], second["store"]) == (None, "of try 1")
+        else:
+            assert second["store"] == "no store"
+
+
+def test_a_deferral_is_one_try(facts: Facts) -> None:
+    first, second = facts.of("deferred")
+    assert (first["leg"], second["leg"]) == ("begin", "resumed")
+    assert first["try_number"] == second["try_number"] == 1
+    assert first["max_tries"] == second["max_tries"] == 1
+    assert second["xcom"] == "of try 1"
