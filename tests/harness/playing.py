@@ -206,19 +206,12 @@ class Play:
         cells = list(self.cells.values())
         for attempt in range(1, 4):
             self._play(airflow, cells, timeout)
-            lost = [cell for cell in cells if self._is_lost(airflow, cell)]
+            lost = [cell for cell in cells if airflow.has_lost(cell.dag_id, cell.run_id, f"{cell.scenario.name} ")]
             cells = [self._add(cell.scenario, cell.column, cell.retries, f"_again{attempt}") for cell in lost]
             for cell in cells:
                 airflow.add_connection(cell.conn_id, **self._connection(cell))
             if not cells:
                 return
-
-    def _is_lost(self, airflow: RealAirflow, cell: Cell) -> bool:
-        """Whether Airflow failed the task without running it: a slow scheduler takes the end of the part before a
-        deferral or reschedule for the end of the part after it, which it has just queued.
-        """
-        marks = (f"<TaskInstance: {cell.dag_id}.{cell.scenario.name} ", "state attribute is queued")
-        return any(all(mark in line for mark in marks) for line in airflow.output("scheduler").splitlines())
 
     def _play(self, airflow: RealAirflow, cells: Sequence[Cell], timeout: float) -> None:
         """Trigger the cells' DAGs, let the events happen, and wait for the end of all."""
