@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import PurePath
 from typing import Any
 
 from airflow_provider_datasphere import killing
 from airflow_provider_datasphere.client import fork
+from airflow_provider_datasphere.compat import ObjectStoragePath
 from airflow_provider_datasphere.exceptions import JobRequestError, translated
 
 
@@ -20,7 +22,7 @@ def check_literals(operator: Any) -> None:
         "name": lambda value: fork.check_text("name", value),
         "desc": lambda value: fork.check_text("desc", value),
         "args": lambda value: fork.check_strings("args", value),
-        "vars": lambda value: fork.check_strings("vars", value),
+        "vars": lambda value: fork.check_strings("vars", paths_as_text(value)),
         "env_vars": lambda value: fork.check_strings("env_vars", value),
         "docker": fork.check_docker,
         "working_storage": fork.parse_working_storage,
@@ -57,8 +59,19 @@ def check_exit_codes(value: object) -> None:
         raise JobRequestError(f"skip_on_exit_code is {value!r}: give a return code other than 0, or a list of them.")
 
 
+def path_as_text(value: Any) -> Any:
+    """A path object, local or ``ObjectStoragePath``, as the text that it stands for; anything else as it is."""
+    return str(value) if isinstance(value, (PurePath, ObjectStoragePath)) else value
+
+
+def paths_as_text(values: Any) -> Any:
+    """The same for the values of a mapping."""
+    return {name: path_as_text(value) for name, value in values.items()} if isinstance(values, Mapping) else values
+
+
 def is_literal(value: object) -> bool:
     """Whether a value is final: no template in it, and nothing that Airflow resolves later."""
+    value = path_as_text(value)
     if isinstance(value, str):
         return "{{" not in value and "{%" not in value
     if isinstance(value, Mapping):

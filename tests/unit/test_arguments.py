@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 from airflow.sdk import DAG
 
 from airflow_provider_datasphere.arguments import is_literal
-from airflow_provider_datasphere.compat import AirflowFailException
+from airflow_provider_datasphere.compat import AirflowFailException, ObjectStoragePath
 from airflow_provider_datasphere.exceptions import JobRequestError
 from airflow_provider_datasphere.operators.jobs import CancelJobOperator, ForkJobOperator
 from airflow_provider_datasphere.sensors.jobs import DataSphereJobSensor
@@ -65,6 +66,7 @@ RIGHT: list[dict[str, Any]] = [
     {},
     {"args": {}, "vars": {}, "env_vars": {}},
     {"args": {"RANGE": "{{ ds }}"}},
+    {"vars": {"DATA": Path("data.csv"), "MORE": ObjectStoragePath("file:///data.csv")}},
     {"args": "{{ params.args }}"},
     {"cloud_instance_types": "{{ params.types }}"},
     {"docker": "system-python-3-10"},

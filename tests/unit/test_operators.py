@@ -8,12 +8,13 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 from typing import Any
 
 import pytest
 from airflow.sdk import DAG
 
-from airflow_provider_datasphere.compat import AirflowSkipException, AirflowTaskTimeout, TaskDeferred
+from airflow_provider_datasphere.compat import AirflowSkipException, AirflowTaskTimeout, ObjectStoragePath, TaskDeferred
 from airflow_provider_datasphere.exceptions import (
     DataSphereError,
     JobCancelledError,
@@ -55,6 +56,19 @@ def calls(emulator: Emulator, method: str) -> int:
 
 
 # Forking and waiting ------------------------------------------------------------------------------------------------
+
+
+def test_path_objects_are_inputs_too(emulator: Emulator, tmp_path: Path) -> None:
+    for name in ("local", "stored"):
+        (tmp_path / name).write_text(f"content of {name}\n")
+    source_job_id = emulator.create_job(
+        "cat ${A} ${B}", files={"a": "-", "b": "-"}, inputs=[("a", "A"), ("b", "B")], execute=False
+    )
+    paths = {"A": tmp_path / "local", "B": ObjectStoragePath(f"file://{tmp_path}/stored")}
+    task = fork(source_job_id, vars=paths)
+    job_id = task.execute(context_of(task))
+    printed = b"".join(content for source, _, content in emulator.log_text(job_id) if source == "stdout")
+    assert printed == b"content of local\ncontent of stored\n"
 
 
 def test_a_fork_returns_its_job_id_and_tells_the_rest_by_xcom(

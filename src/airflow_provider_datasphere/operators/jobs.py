@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_datasphere.arguments import check_literals
+from airflow_provider_datasphere.arguments import check_literals, paths_as_text
 from airflow_provider_datasphere.client import fork
 from airflow_provider_datasphere.compat import conf
 from airflow_provider_datasphere.generation import StateStore, key_of
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from airflow_provider_datasphere.client.jobs import DataSphereClient
     from airflow_provider_datasphere.client.outcome import JobHandle
     from airflow_provider_datasphere.client.upload import JobInput
-    from airflow_provider_datasphere.compat import Context
+    from airflow_provider_datasphere.compat import Context, ObjectStoragePath
 
 
 class ForkJobOperator(JobOperator):
@@ -34,8 +34,8 @@ class ForkJobOperator(JobOperator):
 
     :param source_job_id: the job to clone. (templated)
     :param args: argument name -> value, strings; names must exist in the source job. (templated)
-    :param vars: input variable -> local path, object-store URI or ``datasphere://[conn@]<job id>/<output>``; output
-        variable -> new path inside the job. (templated)
+    :param vars: input variable -> local path, object-store URI (or ``ObjectStoragePath``) or
+        ``datasphere://[conn@]<job id>/<output>``; output variable -> new path inside the job. (templated)
     :param env_vars: environment variables of the job. (templated)
     :param name: name of the new job. (templated)
     :param desc: description of the new job; the mark by which a later try finds the job is appended. (templated)
@@ -94,7 +94,7 @@ class ForkJobOperator(JobOperator):
         *,
         source_job_id: str,
         args: Mapping[str, str] | None = None,
-        vars: Mapping[str, str] | None = None,
+        vars: Mapping[str, str | Path | ObjectStoragePath] | None = None,
         env_vars: Mapping[str, str] | None = None,
         name: str | None = None,
         desc: str | None = None,
@@ -146,7 +146,7 @@ class ForkJobOperator(JobOperator):
         request = fork.ForkRequest(
             source_job_id=self.source_job_id,
             args=self.args or {},
-            vars=self.vars or {},
+            vars=paths_as_text(self.vars or {}),
             env_vars=self.env_vars or {},
             name=self.name,
             desc=self.desc,

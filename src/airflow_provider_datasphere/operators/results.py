@@ -9,7 +9,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_datasphere.arguments import is_literal
+from airflow_provider_datasphere.arguments import is_literal, path_as_text
 from airflow_provider_datasphere.compat import BaseOperator
 from airflow_provider_datasphere.exceptions import JobRequestError, airflow_side, translated
 
@@ -67,8 +67,8 @@ class DownloadJobResultsOperator(BaseOperator):
     ) -> None:
         super().__init__(**kwargs)
         self.job_id = job_id
-        # A path object would be rendered field by field; its address is one template.
-        self.destination = str(destination) if is_literal(destination) else destination
+        # A path object would be rendered field by field, or not at all; its address is one template.
+        self.destination = path_as_text(destination)
         self.files = files
         self.with_logs = with_logs
         self.with_diagnostics = with_diagnostics
