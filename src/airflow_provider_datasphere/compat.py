@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from airflow.sdk.exceptions import (
         AirflowException,
         AirflowFailException,
+        AirflowSensorTimeout,
         AirflowSkipException,
         AirflowTaskTimeout,
         TaskDeferred,
@@ -54,11 +55,19 @@ else:
             _first("DataSphereFileSystem", "airflow_provider_datasphere.filesystems.datasphere"),
             clobber=True,
         )
-    AirflowException, AirflowFailException, AirflowSkipException, AirflowTaskTimeout, TaskDeferred = (
+    (
+        AirflowException,
+        AirflowFailException,
+        AirflowSensorTimeout,
+        AirflowSkipException,
+        AirflowTaskTimeout,
+        TaskDeferred,
+    ) = (
         _first(name, "airflow.sdk.exceptions", "airflow.exceptions")
         for name in (
             "AirflowException",
             "AirflowFailException",
+            "AirflowSensorTimeout",
             "AirflowSkipException",
             "AirflowTaskTimeout",
             "TaskDeferred",
@@ -144,6 +153,7 @@ __all__ = [
     "AIRFLOW_V_3_3_PLUS",
     "AirflowException",
     "AirflowFailException",
+    "AirflowSensorTimeout",
     "AirflowSkipException",
     "AirflowTaskTimeout",
     "BaseHook",

@@ -128,6 +128,8 @@ class AirflowHome:
             ("scheduler", "file_parsing_sort_mode"): "modified_time",
             # 0: the limit is the zombie threshold; the pace is job_heartbeat_sec. Any other number is both.
             ("scheduler", "local_task_job_heartbeat_sec"): 0,
+            # A task that ends and the scheduler would both number the next task's try; SQLite has no locks on rows.
+            ("scheduler", "schedule_after_task_execution"): False,
             ("scheduler", "scheduler_zombie_task_threshold"): 30,
             ("scheduler", "zombie_detection_interval"): 2,
             ("webserver", "web_server_host"): "127.0.0.1",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from datetime import timedelta
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from airflow_provider_datasphere.compat import (
     AirflowException,
     AirflowFailException,
+    AirflowSensorTimeout,
     AirflowSkipException,
     PokeReturnValue,
     TaskDeferred,
@@ -218,12 +220,47 @@ def test_a_deferred_wait_has_the_sensors_timeout_and_pace(emulator: Emulator) ->
     task = sensor(emulator, job_id, deferrable=True, timeout=timedelta(hours=2), poke_interval=timedelta(minutes=5))
     with pytest.raises(TaskDeferred) as caught:
         task.execute(context_of(task))
-    assert caught.value.timeout == timedelta(hours=2)
+    assert 7190 < caught.value.trigger.deadline - time.time() <= 7200
+    assert caught.value.timeout > timedelta(hours=2, minutes=1)
     assert caught.value.trigger.poll_interval == 300.0
     assert caught.value.trigger.on_kill_action == "keep"
 
 
-@pytest.mark.parametrize("event", [None, {}, {"status": "timeout"}])
+ENDS = {
+    "the trigger's word": lambda task, context: task.execute_complete(context, {"status": "timeout"}),
+    # What Airflow 2.11 and 3 say themselves.
+    "Airflow 2": lambda task, context: task.resume_execution(
+        "__fail__", {"error": "Trigger/execution timeout"}, context
+    ),
+    "Airflow 3": lambda task, context: task.resume_execution("__fail__", {"error": "Trigger timeout"}, context),
+}
+
+
+@pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({}, AirflowSensorTimeout),
+        ({"soft_fail": True}, AirflowSkipException),
+        ({"never_fail": True}, AirflowSkipException),
+    ],
+)
+def test_a_deferred_wait_whose_time_is_over(emulator: Emulator, end: Any, options: Any, error: Any) -> None:
+    task = sensor(emulator, running(emulator, ENDLESS), deferrable=True, timeout=4, **options)
+    with pytest.raises(error, match=r"hasn't ended in 4 seconds\. It goes on\."):
+        end(task, context_of(task))
+    assert calls(emulator)["Cancel"] == 0
+
+
+def test_a_job_that_ended_with_the_time_is_no_timeout(emulator: Emulator) -> None:
+    task = sensor(emulator, over(emulator, Script()), deferrable=True, timeout=4)
+    assert task.execute_complete(context_of(task), {"status": "timeout"})["status"] == "SUCCESS"
+    failed = sensor(emulator, over(emulator, Script(return_code=1)), deferrable=True, timeout=4)
+    with pytest.raises(JobFailedError):
+        failed.execute_complete(context_of(failed), {"status": "timeout"})
+
+
+@pytest.mark.parametrize("event", [None, {}, {"status": "surprise"}])
 def test_an_event_that_nobody_knows_is_refused(event: Any) -> None:
     task = DataSphereJobSensor(task_id="wait", job_id="bt1job")
     with pytest.raises(DataSphereError, match="event that this sensor doesn't know"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_datasphere.arguments import check_exit_codes
 from airflow_provider_datasphere.compat import (
+    AirflowSensorTimeout,
     AirflowSkipException,
     BaseSensorOperator,
     PokeReturnValue,
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 
 #: How many transient errors in a row one poke waits out before it leaves the job to the next poke.
 ATTEMPTS_PER_POKE = 3
+#: How much later than the trigger Airflow ends the wait itself, should the trigger not do so, seconds.
+NET_SECONDS = 300.0
 #: A deferred sensor polls no more often than this, whatever its ``poke_interval``, seconds.
 SHORTEST_DEFERRED_PAUSE = 1.0
 
@@ -55,6 +59,7 @@ class DataSphereJobSensor(BaseSensorOperator):
     :return: the ``result`` mapping, as the operator's XCom of that key; pushed under that key as well, also when the
         sensor fails or skips.
     :raises JobFailedError: and the other classes of a job's failure, not retried.
+    :raises AirflowSensorTimeout: ``timeout`` has passed, in any mode; not retried. The job goes on.
     """
 
     template_fields: Sequence[str] = ("job_id", "operation_id", "datasphere_conn_id")
@@ -102,9 +107,11 @@ class DataSphereJobSensor(BaseSensorOperator):
                 operation_id=handle.operation_id,
                 datasphere_conn_id=self.datasphere_conn_id,
                 poll_interval=max(SHORTEST_DEFERRED_PAUSE, float(self.poke_interval)),
+                # Airflow's own end of a wait is, on 2.11, a failure like any other, which is retried.
+                deadline=time.time() + self.timeout,
             ),
             method_name="execute_complete",
-            timeout=timedelta(seconds=self.timeout),
+            timeout=timedelta(seconds=self.timeout + NET_SECONDS),
         )
 
     def poke(self, context: Context) -> bool | PokeReturnValue:
@@ -113,18 +120,34 @@ class DataSphereJobSensor(BaseSensorOperator):
         return PokeReturnValue(is_done=True, xcom_value=result) if result is not None else False
 
     def execute_complete(self, context: Context, event: dict[str, Any] | None = None) -> Any:
-        """Resume after the triggerer has seen the end of the job."""
+        """Resume after the triggerer has seen the end of the job (or of the time to wait for it)."""
         event = event or {}
-        if event.get("status") not in ("ended", "lost"):
+        if event.get("status") not in ("ended", "timeout", "lost"):
             raise DataSphereError(f"The trigger sent an event that this sensor doesn't know: {event!r}.")
         with self._skips_softly():
             if event["status"] == "lost":
                 raise JobLostError(event.get("message") or f"Job {self.job_id} is out of sight.")
+            if event["status"] == "timeout":
+                # It may have ended since.
+                if (result := self._look(context)) is not None:
+                    return result
+                raise self._timed_out()
             with translated(final=True):
                 from airflow_provider_datasphere.client.watch import watch
 
                 client = self._connect()
                 return self._result(context, client, watch(client, self._handle(), logger=self.log))
+
+    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
+        """A net under the trigger: if Airflow ends the deferral itself, ``execute_complete`` isn't called."""
+        timed_out = next_method == "__fail__" and "timeout" in str((next_kwargs or {}).get("error", "")).lower()
+        if timed_out and self.execution_timeout is None:
+            with self._skips_softly():
+                raise self._timed_out()
+        return super().resume_execution(next_method, next_kwargs, context)
+
+    def _timed_out(self) -> AirflowSensorTimeout:
+        return AirflowSensorTimeout(f"Job {self.job_id} hasn't ended in {self.timeout:.0f} seconds. It goes on.")
 
     def _look(self, context: Context) -> dict[str, Any] | None:
         """The result of an ended job; ``None`` while it runs."""
@@ -156,7 +179,7 @@ class DataSphereJobSensor(BaseSensorOperator):
         """``soft_fail`` and ``never_fail`` alike in every mode; Airflow's own handling covers poking only."""
         try:
             yield
-        except DataSphereError as error:
+        except (DataSphereError, AirflowSensorTimeout) as error:
             if self.soft_fail or getattr(self, "never_fail", False):
                 raise AirflowSkipException(f"Skipping instead of failing: {error}") from error
             raise

@@ -29,8 +29,8 @@ class DataSphereJobTrigger(BaseTrigger):
     :param poll_interval: longest pause between two polls, seconds.
     :param stream_logs: bring the job's log into the task's log.
     :param log_offset: where the log begins: 0, or an offset that the service gave.
-    :param deadline: when the task's time is up, epoch seconds; the trigger then ends the job as ``on_kill_action``
-        says, and fires.
+    :param deadline: when the task's time is up (an operator's ``execution_timeout``, a sensor's ``timeout``), epoch
+        seconds; the trigger then ends the job as ``on_kill_action`` says, and fires.
     :param on_kill_action: what becomes of the job when a person or the deadline ends the task; ``"keep"`` for a wait
         that only looks on.
     :param link: the job's page, for messages.
@@ -117,7 +117,7 @@ class DataSphereJobTrigger(BaseTrigger):
             left = None if self.deadline is None else max(0.0, self.deadline - time.time())
             await asyncio.wait_for(watching, left)
         except asyncio.TimeoutError:
-            self.log.warning("The task's execution_timeout is over; job %s is still running.", self.job_id)
+            self.log.warning("The task's time is over; job %s is still running.", self.job_id)
             cancelled = await self._cancel("execution_timeout passed while the task was deferred")
             what = "it was cancelled" if cancelled else f"on_kill_action is {self.on_kill_action!r}"
             return {**event, "status": "timeout", "cancelled": cancelled, "message": what}
