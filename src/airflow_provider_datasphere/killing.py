@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from airflow_provider_datasphere.client.aio import AsyncDataSphereClient
+    from airflow_provider_datasphere.client.jobs import DataSphereClient
     from airflow_provider_datasphere.client.reporting import Reporter
     from airflow_provider_datasphere.client.settings import Settings
 
@@ -26,8 +27,8 @@ CANCEL_SECONDS = 3.0
 #: The same for a trigger, which nobody hurries so much (Airflow 3.3 gives ``on_kill`` 30 seconds).
 TRIGGER_SECONDS = 20.0
 
-#: Pause before a failed call is made again, seconds.
-_PAUSE = 0.3
+#: First and longest pause before a failed call is made again, seconds.
+_PAUSE, _LONGEST_PAUSE = 0.3, 5.0
 
 #: States in which Airflow itself still counts on the task: this try, a newer one, or one to come.
 _ALIVE = frozenset({"running", "deferred", "up_for_retry", "up_for_reschedule", "scheduled", "queued"})
@@ -77,22 +78,28 @@ class Ending:
     started: bool = True
     surely_running: bool = True
 
+    def warn(self, error: Exception) -> None:
+        """Tell of the error that the job couldn't be ended for."""
+        self.log.warning("Job %s couldn't be cancelled and may go on costing money: %s", self.job_id, error)
+
     def steps(self, seconds: float) -> Generator[tuple[str, Any], Any, bool]:
         """The calls to make, as (what, argument); wants their results, or the :class:`DataSphereError` of each.
 
         :param seconds: how long to go on after errors that pass.
-        :return: whether the job doesn't go on. Raises nothing: the task is ending anyway.
+        :return: whether the job doesn't go on.
+        :raises DataSphereError: it couldn't be ended.
         """
         from yandex.cloud.datasphere.v2.jobs import jobs_pb2
 
         from airflow_provider_datasphere.client.errors import DataSphereError
-        from airflow_provider_datasphere.client.outcome import TERMINAL
+        from airflow_provider_datasphere.client.outcome import TERMINAL, status_name
+        from airflow_provider_datasphere.client.service import error_code
         from airflow_provider_datasphere.client.waiting import TRANSIENT
 
         if self.action == "keep":
             self.log.info("Job %s goes on (on_kill_action='keep').", self.job_id)
             return False
-        deadline = time.monotonic() + seconds
+        deadline, pause = time.monotonic() + seconds, _PAUSE
         graceful = self.action == "graceful"
         look = graceful or not self.started or not self.surely_running
         delete = not self.started
@@ -102,7 +109,7 @@ class Ending:
                 if look:
                     job = yield "get", None
                     if job.status in TERMINAL or job.status == jobs_pb2.CANCELLING:
-                        self.log.info("Job %s needs no cancel, it has ended or is ending.", self.job_id)
+                        self.log.info("Job %s needs no cancel, it is %s.", self.job_id, status_name(job.status))
                         return True
                     if job.status == jobs_pb2.CREATING and delete:
                         # Nothing runs yet, and an Execute that is under way finds no job any more.
@@ -117,18 +124,18 @@ class Ending:
                 self.log.info("Cancelled job %s%s: %s.", self.job_id, how, self.reason)
                 return True
             except DataSphereError as error:
-                code = _code(error)
+                code = error_code(error)
                 if code == "NOT_FOUND":
                     self.log.info("Job %s needs no cancel, it is gone.", self.job_id)
                     return True
                 refused = code == "FAILED_PRECONDITION"
-                if not (refused or code in TRANSIENT) or time.monotonic() + _PAUSE >= deadline:
-                    self.log.warning("Job %s couldn't be cancelled and may go on costing money: %s", self.job_id, error)
-                    return False
+                if not (refused or code in TRANSIENT) or time.monotonic() + pause >= deadline:
+                    raise
                 if refused:
                     # The job has just ended, or hasn't begun, or has just begun; looking tells which.
                     look, delete = True, what == "cancel"
-            yield "pause", _PAUSE
+            yield "pause", pause
+            pause = min(2 * pause, _LONGEST_PAUSE)
 
 
 def cancel_job(settings: Settings, ending: Ending) -> bool:
@@ -140,7 +147,25 @@ def cancel_job(settings: Settings, ending: Ending) -> bool:
     from airflow_provider_datasphere.client.jobs import DataSphereClient
 
     client = DataSphereClient(settings, patience=0.0)
-    steps = ending.steps(CANCEL_SECONDS)
+    try:
+        return end_job(client, ending, CANCEL_SECONDS)
+    except DataSphereError as error:
+        ending.warn(error)
+        return False
+    finally:
+        client.close()
+
+
+def end_job(client: DataSphereClient, ending: Ending, seconds: float) -> bool:
+    """End a job.
+
+    :param seconds: how long to go on after errors that pass.
+    :return: whether the job doesn't go on.
+    :raises DataSphereError: it couldn't be ended.
+    """
+    from airflow_provider_datasphere.client.errors import DataSphereError
+
+    steps = ending.steps(seconds)
     try:
         step = next(steps)
         while True:
@@ -152,13 +177,11 @@ def cancel_job(settings: Settings, ending: Ending) -> bool:
                 step = steps.send(answer)
     except StopIteration as end:
         return bool(end.value)
-    finally:
-        client.close()
 
 
-def _make(client: Any, ending: Ending, what: str, argument: Any) -> Any:
+def _make(client: DataSphereClient, ending: Ending, what: str, argument: Any) -> Any:
     if what == "pause":
-        return time.sleep(argument)
+        return client.pause(argument)
     if what == "cancel":
         return client.cancel(ending.job_id, graceful=argument, reason=ending.reason, timeout=CANCEL_SECONDS)
     return client.get(ending.job_id) if what == "get" else client.delete(ending.job_id)
@@ -190,6 +213,9 @@ async def acancel_job(client: AsyncDataSphereClient, ending: Ending) -> bool:
                 what, argument = steps.send(answer)
     except StopIteration as end:
         return bool(end.value)
+    except DataSphereError as error:
+        ending.warn(error)
+        return False
 
 
 def shuts_down_gracefully(job: Any, log: Reporter) -> bool:
@@ -204,9 +230,3 @@ def shuts_down_gracefully(job: Any, log: Reporter) -> bool:
         job.id,
     )
     return False
-
-
-def _code(error: Exception) -> str:
-    """The gRPC status code's name behind one of the client's errors, "" for none."""
-    code = getattr(error, "code", None) or getattr(error.__cause__, "code", None)
-    return str(code().name) if callable(code) and code() is not None else ""

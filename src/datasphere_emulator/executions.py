@@ -70,6 +70,7 @@ class Executions:
         record = execution.record
         run: Run = ScriptedRun(execution) if record.script is not None else ProcessRun(execution)
         try:
+            await self._show_preparing(execution)
             ending = await run.run()
         except Exception as error:
             logger.exception("Job %s: the emulator failed to run it.", record.id)
@@ -80,6 +81,12 @@ class Executions:
         self._finish(record, ending)
         await run.clean()
         del self._running[record.id], self._tasks[record.id]
+
+    async def _show_preparing(self, execution: Execution) -> None:
+        record = execution.record
+        if record.job.status == JobStatus.CREATING:
+            await execution.sleep(record.execute_time + self._jobs.settings.creating_seconds - time.time())
+            execution.set_status(JobStatus.PREPARING)
 
     def _finish(self, record: JobRecord, ending: Ending) -> None:
         settings, job = self._jobs.settings, record.job

@@ -120,7 +120,8 @@ class Jobs:
         record.execute_time = time.time()
         record.active = True
         self._active[record.job.project_id] += 1
-        record.job.status = jobs_pb2.JobStatus.PREPARING
+        if self.settings.creating_seconds <= 0:
+            record.job.status = jobs_pb2.JobStatus.PREPARING
         if record.series_id:
             series = self._series[record.series_id]
             record.script_number = series.take()

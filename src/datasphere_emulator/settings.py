@@ -73,6 +73,7 @@ class Settings:
     :param quota_code: name of the gRPC status code of that refusal.
     :param execute_finished: Execute of an ended job answers its operation, or refuses.
     :param cancel_finished: Cancel of an ended job is refused, or accepted without effect.
+    :param creating_seconds: an executed job goes on showing CREATING this long; 0: it shows PREPARING at once.
     :param preparing_seconds: least time a process job stays in PREPARING.
     :param uploading_seconds: least time a process job stays in UPLOADING_OUTPUT.
     :param cancelling_seconds: least time a job stays in CANCELLING.
@@ -121,6 +122,7 @@ class Settings:
     quota_code: str = "RESOURCE_EXHAUSTED"
     execute_finished: str = "same_operation"
     cancel_finished: str = "failed_precondition"
+    creating_seconds: float = 0.0
     preparing_seconds: float = 0.0
     uploading_seconds: float = 0.0
     cancelling_seconds: float = 0.0

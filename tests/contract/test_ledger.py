@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from airflow_provider_datasphere.client.jobs import DataSphereClient
 from airflow_provider_datasphere.client.key import Key
 from airflow_provider_datasphere.client.ledger import Obtained, obtain
 from airflow_provider_datasphere.client.outcome import JobHandle, Policy, judge
+from airflow_provider_datasphere.client.settings import Settings
 from airflow_provider_datasphere.client.submit import Submission
 from airflow_provider_datasphere.client.watch import watch
 from datasphere_emulator import Emulator, Script
@@ -378,6 +379,62 @@ def test_a_search_that_can_not_be_finished_is_not_an_empty_one(
         generation.try_once()
     emulator.faults.remove(fault)
     assert generation.try_once().handle.job_id == first.job_id
+    generation.one_job_ran_once()
+
+
+def test_a_search_that_can_not_begin_is_not_an_empty_one(begin: Begin, emulator: Emulator) -> None:
+    """Without project_id the source tells where to look; while it can't be read, the job may run on."""
+    generation = begin(ENDLESS)
+    generation.client = client_without_project(emulator)
+    first = generation.try_once().handle
+    if generation.store is not None:
+        generation.store.entry = {"token": generation.key.token, "job_id": None}
+    fault = emulator.faults.inject("Get", code="PERMISSION_DENIED")
+    with pytest.raises(JobInfrastructureError, match="no new job is forked"):
+        generation.try_once()
+    emulator.faults.remove(fault)
+    assert generation.try_once().handle.job_id == first.job_id
+    generation.one_job_ran_once()
+
+
+def client_without_project(emulator: Emulator) -> DataSphereClient:
+    return DataSphereClient(Settings.from_extra(emulator.connection_extra(project_id=None)))
+
+
+@with_a_store
+def test_a_store_that_has_forgotten_is_no_proof(begin: Begin, store: DictStore) -> None:
+    """Its entry has expired, or Airflow was upgraded between two tries to a version that has a store."""
+    generation = begin(ENDLESS)
+    first = generation.try_once().handle
+    store.entry = None
+    assert generation.try_once().handle.job_id == first.job_id
+    generation.one_job_ran_once()
+
+
+@every_service
+def test_a_run_that_is_made_again_under_its_old_name_has_its_own_job(begin: Begin, emulator: Emulator) -> None:
+    generation = begin()
+    first = generation.try_once().handle
+    emulator.wait_job(first.job_id)
+    generation.key = replace(generation.key, since=datetime.now(timezone.utc))
+    generation.tries = 0
+    if generation.store is not None:
+        generation.store.entry = None
+    assert generation.try_once().handle.job_id != first.job_id
+
+
+@every_service
+@pytest.mark.parametrize("inputs", [False, True], ids=["no-inputs", "inputs"])
+def test_a_started_job_that_still_shows_creating_is_found_out(begin: Begin, emulator: Emulator, inputs: bool) -> None:
+    """The worker dies right after Execute; the service is slow to show what it does."""
+    emulator.settings.creating_seconds = 3.0
+    generation = begin(ENDLESS, inputs=inputs)
+    first = generation.try_once().handle
+    assert generation.jobs[0].status == jobs_pb2.CREATING
+    if generation.store is not None:
+        generation.store.entry = {"token": generation.key.token, "job_id": None}
+    again = generation.try_once().handle
+    assert again.job_id == first.job_id
     generation.one_job_ran_once()
 
 

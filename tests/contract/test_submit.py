@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from yandex.cloud.datasphere.v2.jobs import jobs_pb2
 
+from airflow_provider_datasphere.client import execute as execute_module
 from airflow_provider_datasphere.client import submit as submit_module
 from airflow_provider_datasphere.client.errors import DataSphereError, JobInfrastructureError, JobRequestError
 from airflow_provider_datasphere.client.fork import ForkRequest
@@ -138,13 +139,13 @@ def test_an_execute_without_an_answer_runs_the_job_once(
 def test_execute_unavailable_five_times_runs_the_job_in_the_end(
     emulator: Emulator, client: DataSphereClient, source: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(submit_module._Backoff, "pause", quick_pause)
+    monkeypatch.setattr(execute_module.Backoff, "pause", quick_pause)
     emulator.faults.inject("Execute", code="UNAVAILABLE", times=5)
     one_job_runs(emulator, source, submit(client, ForkRequest(source), Submission(key="key")))
 
 
 def quick_pause(backoff: Any) -> None:
-    backoff._unclear_since = backoff._unclear_since or submit_module.time.monotonic()
+    backoff._unclear_since = backoff._unclear_since or time.monotonic()
     backoff._unclear += 1
     backoff._client.pause(0.01)
 
@@ -152,7 +153,7 @@ def quick_pause(backoff: Any) -> None:
 def test_a_job_that_can_not_be_started_is_named(
     emulator: Emulator, client: DataSphereClient, source: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(submit_module, "PATIENCE", 1.0)
+    monkeypatch.setattr(execute_module, "PATIENCE", 1.0)
     emulator.faults.inject("Execute", code="UNAVAILABLE")
     with pytest.raises(JobInfrastructureError, match="isn't running") as failure:
         submit(client, ForkRequest(source), Submission(key="key"))
@@ -177,7 +178,8 @@ def test_a_job_that_may_run_but_can_not_be_seen_is_told_of(
 def test_an_answer_that_never_comes_is_asked_for_again(
     emulator: Emulator, client: DataSphereClient, source: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(submit_module, "WRITE_DEADLINE", 0.5)
+    for module in (submit_module, execute_module):
+        monkeypatch.setattr(module, "WRITE_DEADLINE", 0.5)
     for method in ("Clone", "Execute"):
         emulator.faults.inject(method, hang=True, times=1)
     one_job_runs(emulator, source, submit(client, ForkRequest(source), looking(emulator, client, source)))
@@ -229,19 +231,21 @@ def test_a_clone_operation_is_waited_for(emulator: Emulator, client: DataSphereC
     one_job_runs(emulator, source, handle)
 
 
+def fail_the_clone(emulator: Emulator, code: int) -> None:
+    """End the Clone operation that is under way with an error."""
+    operations = emulator.core.registry.operations
+    operation_id = emulator.journal.calls("Clone")[0].operation_id
+    emulator._run(lambda: operations.fail(operations.record(operation_id), code, "no disk"))
+
+
 @pytest.mark.parametrize(("code", "expected"), [(9, JobRequestError), (13, JobInfrastructureError)])
 def test_a_clone_operation_that_fails_is_told_and_leaves_no_job(
     emulator: Emulator, client: DataSphereClient, source: str, code: int, expected: type[Exception]
 ) -> None:
     emulator.settings.clone_seconds = 60.0
 
-    def fail(job_id: str) -> None:
-        operations = emulator.core.registry.operations
-        operation_id = emulator.journal.calls("Clone")[0].operation_id
-        emulator._run(lambda: operations.fail(operations.record(operation_id), code, "no disk"))
-
     with pytest.raises(expected, match="no disk"):
-        submit(client, ForkRequest(source), Submission(key="key", cloned=fail))
+        submit(client, ForkRequest(source), Submission(key="key", cloned=lambda _: fail_the_clone(emulator, code)))
     assert emulator.jobs(source) == []
     assert emulator.journal.count("Execute") == 0
 
@@ -287,7 +291,7 @@ def test_a_task_that_is_killed_while_it_uploads_starts_no_job(
 def test_unclear_answers_to_clone_end_at_some_time(
     emulator: Emulator, client: DataSphereClient, source: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(submit_module, "PATIENCE", 1.0)
+    monkeypatch.setattr(execute_module, "PATIENCE", 1.0)
     emulator.faults.inject("Clone", code="UNAVAILABLE", message="down")
     with pytest.raises(JobInfrastructureError, match="down"):
         submit(client, ForkRequest(source), Submission(key="key"))
@@ -356,6 +360,57 @@ def test_an_honoured_key_that_leads_to_a_job_another_try_has_started_is_kept(
     assert submit(client, ForkRequest(source), Submission(key="key", verify=True)) == first
     assert [job.id for job in emulator.jobs(source)] == [first.job_id]
     assert emulator.executions(first.job_id) == 1
+
+
+def test_a_new_job_that_can_not_be_seen_yet_is_not_cloned_again(
+    emulator: Emulator, client: DataSphereClient, source: str
+) -> None:
+    emulator.settings.clone_seconds = 0.2
+    emulator.faults.inject("Get", code="NOT_FOUND", skip=1, times=2)
+    handle = submit(client, ForkRequest(source), Submission(key="key", verify=True))
+    assert [job.id for job in emulator.jobs(source)] == [handle.job_id]
+    assert emulator.journal.count("Clone") == 1
+
+
+def test_a_service_that_never_shows_the_new_job_is_not_flooded(
+    emulator: Emulator, client: DataSphereClient, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "pause", lambda _: None)
+    emulator.faults.inject("Get", code="NOT_FOUND", skip=1)
+    submit(client, ForkRequest(source), Submission(key="key", verify=True))
+    assert emulator.journal.count("Clone") == submit_module.MAX_REPLAYS + 1
+
+
+def test_a_role_that_is_missing_is_no_reason_to_clone_again(
+    emulator: Emulator, client: DataSphereClient, source: str
+) -> None:
+    emulator.faults.inject("Get", code="PERMISSION_DENIED", skip=1)
+    with pytest.raises(JobRequestError, match="Developer"):
+        submit(client, ForkRequest(source), Submission(key="key", verify=True))
+    assert emulator.journal.count("Clone") == 1
+
+
+def test_an_honoured_key_that_leads_back_to_a_clone_that_failed_is_changed(
+    emulator: Emulator, client: DataSphereClient, source: str
+) -> None:
+    emulator.settings.clone_seconds = 60.0
+    with pytest.raises(JobInfrastructureError, match="no disk"):
+        submit(client, ForkRequest(source), Submission(key="key", cloned=lambda _: fail_the_clone(emulator, 13)))
+    emulator.settings.clone_seconds = 0.0
+    handle = submit(client, ForkRequest(source), Submission(key="key", verify=True))
+    one_job_runs(emulator, source, handle)
+
+
+def test_a_job_that_takes_the_last_room_itself_is_not_waited_for(emulator: Emulator, client: DataSphereClient) -> None:
+    emulator.settings.max_running_jobs = 1
+    emulator.settings.idempotency = False
+    source = emulator.create_scripted_job(Script(never_ends=True))
+    emulator.faults.inject("Execute", lost_answer=True, times=1)
+    # It runs; the next answer is what a service says that looks at the quota first.
+    emulator.faults.inject("Execute", code="RESOURCE_EXHAUSTED")
+    handle = submit(client, ForkRequest(source), Submission(key="key"))
+    assert handle.operation_id is None
+    assert emulator.executions(handle.job_id) == 1
 
 
 def test_parallel_forks_with_one_client_are_different_jobs(

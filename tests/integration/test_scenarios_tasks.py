@@ -160,7 +160,7 @@ def test_a_teardown_of_a_failed_fork(done: Done) -> None:
     states = done.states("teardowns")
     assert (states["failed"], states["after_failed"]) == ("failed", "success")
     job_id = done.xcom("teardowns", "failed")
-    assert f"Job {job_id} is over already: ERROR." in done.log("teardowns", "after_failed")
+    assert f"Job {job_id} needs no cancel, it is ERROR." in done.log("teardowns", "after_failed")
     # A fork that never got a job.
     assert (states["never"], states["after_never"]) == ("failed", "success")
     assert "There is no job to cancel." in done.log("teardowns", "after_never")

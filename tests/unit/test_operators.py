@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -56,6 +57,16 @@ def calls(emulator: Emulator, method: str) -> int:
 
 
 # Forking and waiting ------------------------------------------------------------------------------------------------
+
+
+def test_a_kill_before_there_is_a_client_starts_no_job(emulator: Emulator) -> None:
+    """Airflow 3 listens to signals before it calls the operator."""
+    task = fork(source(emulator, ENDLESS))
+    task.on_kill()
+    with pytest.raises(DataSphereError, match="ended from outside"):
+        task.execute(context_of(task))
+    assert calls(emulator, "Execute") == 0
+    assert len(emulator.jobs()) == 1
 
 
 def test_path_objects_are_inputs_too(emulator: Emulator, tmp_path: Path) -> None:
@@ -440,6 +451,37 @@ def test_a_job_that_ends_between_look_and_call_is_a_success(emulator: Emulator) 
         cancelling.result()
     (call,) = emulator.journal.calls("Cancel")
     assert call.code == "FAILED_PRECONDITION"
+
+
+def test_a_cancel_that_does_not_arrive_is_sent_again(emulator: Emulator) -> None:
+    job_id = running(emulator)
+    emulator.faults.inject("Cancel", code="UNAVAILABLE", times=2)
+    cancel(job_id)
+    emulator.wait_job(job_id, "CANCELLED")
+
+
+def test_a_job_that_is_being_cancelled_needs_no_cancel(emulator: Emulator) -> None:
+    emulator.settings.cancelling_seconds = 30
+    job_id = running(emulator)
+    emulator.cancel_job(job_id)
+    cancel(job_id)
+    assert calls(emulator, "Cancel") == 0
+
+
+def test_a_job_that_never_ran_is_taken_back_where_it_can_not_be_cancelled(emulator: Emulator) -> None:
+    job_id = emulator.create_scripted_job(ENDLESS)
+    emulator.faults.inject("Cancel", code="FAILED_PRECONDITION", times=1)
+    cancel(job_id)
+    assert emulator.jobs() == []
+
+
+def test_a_refused_credential_is_an_error_that_says_so(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    job_id = running(emulator)
+    extra = emulator.connection_extra(iam_token="t1.refused")
+    connection = json.dumps({"conn_type": "datasphere", "extra": extra})
+    monkeypatch.setenv("AIRFLOW_CONN_DATASPHERE_DEFAULT", connection)
+    with pytest.raises(JobRequestError, match="refuses the IAM token"):
+        cancel(job_id)
 
 
 def test_without_a_role_the_cancel_fails(emulator: Emulator) -> None:

@@ -182,6 +182,17 @@ async def test_a_deadline_that_is_over_already(emulator: Emulator) -> None:
     assert (event["status"], event["cancelled"]) == ("timeout", True)
 
 
+async def test_a_job_that_ended_in_time_is_no_timeout_whenever_it_is_seen(emulator: Emulator, lines: list[str]) -> None:
+    """No triggerer ran meanwhile."""
+    job_id = emulator.create_scripted_job(Script(log=["its last word\n"]), execute=True)
+    emulator.wait_job(job_id)
+    waiting = trigger(emulator, job_id, deadline=time.time() - 60, on_kill_action="cancel", stream_logs=True)
+    assert (await event_of(waiting))["status"] == "ended"
+    assert emulator.journal.count("Cancel") == 0
+    assert lines.count("its last word") == 1
+    assert not [line for line in lines if "still running" in line]
+
+
 async def test_keep_means_keep(emulator: Emulator) -> None:
     job_id = emulator.create_scripted_job(ENDLESS, execute=True)
     waiting = trigger(emulator, job_id, deadline=time.time() + 0.3, on_kill_action="keep")

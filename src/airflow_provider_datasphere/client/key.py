@@ -42,6 +42,14 @@ class Key:
     def token(self) -> str:
         return f"airflow:{self.digest}"
 
+    def repeated(self, ordinal: int) -> str:
+        """The same for each repetition of the same Clone, and for no other: not for that of a run that was deleted
+        and made again under its old name.
+
+        :param ordinal: how many of this key's jobs are of no use any more.
+        """
+        return f"{self.digest}-{self.since.isoformat() if self.since else ''}-{ordinal}"
+
     def describe(self, desc: str | None) -> str:
         """``desc`` with this key's mark at its end; a mark inherited from a source job is removed."""
         base = _MARK.sub("", desc or "").strip()

@@ -17,9 +17,16 @@ from typing import TYPE_CHECKING, Any
 from yandex.cloud.datasphere.v2.jobs import jobs_pb2
 
 from airflow_provider_datasphere.client.errors import DataSphereError, JobInfrastructureError, JobRequestError
+from airflow_provider_datasphere.client.execute import discard, execute, start, take_back
 from airflow_provider_datasphere.client.key import Key, Store, retries_of
-from airflow_provider_datasphere.client.outcome import JobHandle, has_unstored_outputs, return_code_of, status_name
-from airflow_provider_datasphere.client.submit import Submission, discard, execute, start, submit
+from airflow_provider_datasphere.client.outcome import (
+    TERMINAL,
+    JobHandle,
+    has_unstored_outputs,
+    return_code_of,
+    status_name,
+)
+from airflow_provider_datasphere.client.submit import Submission, submit
 
 if TYPE_CHECKING:
     from airflow_provider_datasphere.client.fork import ForkRequest
@@ -130,10 +137,7 @@ def search(client: JobService, project_id: str, key: Key, source_job_id: str) ->
             if count >= MAX_JOBS_SEARCHED or time.monotonic() > deadline:
                 raise JobInfrastructureError(f"project {project_id} has too many jobs to look through ({count} read)")
     except DataSphereError as error:
-        raise JobInfrastructureError(
-            f"Couldn't look for the job that an earlier try may have started: {error} Without knowing, no new job is "
-            "forked; the next try looks again. (reattach=False never looks.)"
-        ) from error
+        raise _not_looked(error) from error
     return sorted(found, key=_created)
 
 
@@ -156,12 +160,13 @@ def obtain(
     :param wait: waits for the end of a job by its id.
     """
     logger = submission.log or log
-    written = store.get() if store is not None else None
-    if written is not None and written.get("token") != key.token:
-        written = None
+    entry_found = store.get() if store is not None else None
+    written = entry_found if entry_found is not None and entry_found.get("token") == key.token else None
     source: jobs_pb2.Job | None = None
     found = Found(None, Move.FORK, 0)
-    if written is not None or (look and store is None):
+    # An entry of another generation shows that the store works, and that this one has sent nothing yet. Without any
+    # entry the store may be new, or have forgotten.
+    if written is not None or (look and entry_found is None):
         jobs, source = _earlier_jobs(client, request, key, written)
         found = decide(
             jobs,
@@ -194,18 +199,16 @@ def obtain(
         wait(job.id)
         return obtain(client, request, submission, key, store=store, look=look, link=link, wait=wait)
     if job is not None and found.move in (Move.ATTACH, Move.ADOPT, Move.EXECUTE):
-        for unused in found.unstarted:
-            if unused != job.id:
-                discard(client, unused)
-        submission.cloned(job.id)
-        operation_id = written.get("operation_id") if written and written.get("job_id") == job.id else None
-        handle = JobHandle(job.id, operation_id)
-        if found.move is Move.EXECUTE:
-            handle = start(client, request, job.id, logger, may_run=True)
-        elif found.move is Move.ATTACH and operation_id is None:
-            # On a running job Execute answers with the operation that runs.
-            handle = execute(client, job.id, logger, may_run=True)
-        write(job_id=job.id, uploaded=job.id, operation_id=handle.operation_id)
+        job_id, move = _only_one(client, found, job.id)
+        submission.cloned(job_id)
+        operation_id = written.get("operation_id") if written and written.get("job_id") == job_id else None
+        handle = JobHandle(job_id, operation_id)
+        if move is Move.EXECUTE:
+            handle = start(client, request, job_id, logger, may_run=True)
+        elif move is Move.ATTACH and operation_id is None and client.get(job_id).status not in TERMINAL:
+            # On a running job Execute answers with the operation that runs; what it does on an ended one isn't known.
+            handle = execute(client, job_id, logger, may_run=True)
+        write(job_id=job_id, uploaded=job_id, operation_id=handle.operation_id)
         return Obtained(handle, found=True)
 
     # Written before the Clone is sent: a store without an entry proves that nothing was.
@@ -215,7 +218,7 @@ def obtain(
         replace(request, desc=key.describe(_base_desc(client, request, source))),
         replace(
             submission,
-            key=f"{key.digest}-{found.ordinal}",
+            key=key.repeated(found.ordinal),
             cloned=cloned,
             uploaded=uploaded,
             find=lambda: _unstarted(client, request, key),
@@ -226,6 +229,22 @@ def obtain(
     )
     write(operation_id=handle.operation_id)
     return Obtained(handle, found=False)
+
+
+def _only_one(client: JobService, found: Found, job_id: str) -> tuple[str, Move]:
+    """Take back the key's other jobs that seem never to have been executed, before this one is.
+
+    :return: the job to go on with, and how: one of those that runs all the same goes before one that would be started.
+    """
+    for other in found.unstarted:
+        if other == job_id:
+            continue
+        if found.move is not Move.EXECUTE:
+            discard(client, other)
+        elif not take_back(client, other):
+            discard(client, job_id)
+            return other, Move.ATTACH
+    return job_id, found.move
 
 
 def differences(request: ForkRequest, job: jobs_pb2.Job) -> list[str]:
@@ -265,12 +284,21 @@ def _earlier_jobs(
     try:
         source = client.get(request.source_job_id)
         project_id: str | None = source.project_id
-    except JobRequestError:
+    except JobRequestError as error:
         # The source may be gone while the job that was forked from it lives.
         project_id = client.settings.project_id
         if project_id is None:
-            raise
+            raise _not_looked(error, written) from error
     return search(client, project_id or "", key, request.source_job_id), source
+
+
+def _not_looked(error: Exception, written: dict[str, Any] | None = None) -> JobInfrastructureError:
+    known = (written or {}).get("job_id")
+    running = f" Job {known} may still be running and costing money." if known else ""
+    return JobInfrastructureError(
+        f"Couldn't look for the job that an earlier try may have started: {error}{running} Without knowing, no new job "
+        "is forked; the next try looks again. (reattach=False never looks.)"
+    )
 
 
 def _unstarted(client: JobService, request: ForkRequest, key: Key) -> list[str]:

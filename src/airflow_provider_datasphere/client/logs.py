@@ -180,12 +180,15 @@ class LogTail:
 
     def received(self, response: project_job_service_pb2.ReadProjectJobLogsResponse) -> Iterator[LogLine]:
         """The lines that an answer completes. They must all be taken: the offset counts them as delivered."""
-        self._messages += 1
         self._failures = 0
         self.trouble = None
-        self._last_message_at = self._clock()
-        self._received_bytes += sum(len(message.content) for message in response.logs)
-        self.offset = response.offset
+        received = sum(len(message.content) for message in response.logs)
+        if received and response.offset != self.offset:
+            # Empty answers, and what was told already, are no sign that more is to come.
+            self._messages += 1
+            self._last_message_at = self._clock()
+            self._received_bytes += received
+        self.offset = response.offset or self.offset
         return self.decoder.feed(response.logs)
 
     def job_ended(self, logged_bytes: int = 0) -> None:

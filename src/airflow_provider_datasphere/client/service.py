@@ -56,6 +56,12 @@ def code_name(error: grpc.RpcError) -> str:
     return str(error.code().name)
 
 
+def error_code(error: BaseException) -> str:
+    """The gRPC status code's name behind one of this package's errors, "" for none."""
+    code = getattr(error, "code", None) or getattr(error.__cause__, "code", None)
+    return str(code().name) if callable(code) and code() is not None else ""
+
+
 def call_error(error: grpc.RpcError, what: str) -> DataSphereError:
     """A refused or failed call, in the words of this package's exceptions.
 

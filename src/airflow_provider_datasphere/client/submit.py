@@ -10,8 +10,6 @@ from __future__ import annotations
 import logging
 import random
 import tempfile
-import time
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,9 +24,9 @@ from yandex.cloud.datasphere.v2.jobs import jobs_pb2, project_job_service_pb2
 from airflow_provider_datasphere.client.errors import (
     DataSphereError,
     JobInfrastructureError,
-    JobLostError,
     JobRequestError,
 )
+from airflow_provider_datasphere.client.execute import Backoff, discard, execute, idempotency_key, start, take_back
 from airflow_provider_datasphere.client.fork import (
     ForkPlan,
     ForkRequest,
@@ -38,7 +36,13 @@ from airflow_provider_datasphere.client.fork import (
     plan_fork,
 )
 from airflow_provider_datasphere.client.outcome import TERMINAL, JobHandle
-from airflow_provider_datasphere.client.service import WRITE_DEADLINE, Interrupted, call_error, code_name, duration
+from airflow_provider_datasphere.client.service import (
+    WRITE_DEADLINE,
+    call_error,
+    code_name,
+    duration,
+    error_code,
+)
 from airflow_provider_datasphere.client.upload import JobInput, UploadUrlExpired, local_input, upload_inputs
 from airflow_provider_datasphere.client.waiting import TRANSIENT
 
@@ -50,8 +54,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: How long a submission goes on after unclear answers before it is given up, seconds.
-PATIENCE = 180.0
+#: How many jobs of earlier tries an honoured key may lead back to, one after the other.
+MAX_REPLAYS = 10
+#: The same for Clones that failed; this try's own may fail as well.
+MAX_FAILED_REPLAYS = 3
 
 Stager = Callable[[Mapping[str, str], jobs_pb2.JobParameters, Path], Sequence[JobInput]]
 
@@ -73,8 +79,8 @@ class Submission:
     :param cloned: called with the new job's id as soon as it is known, before anything else happens to the job.
     :param uploaded: called with the job's id when all its inputs are in place, before Execute.
     :param find: looks for jobs that unanswered Clones of this key may have made and that don't run.
-    :param resume: jobs of this key that were cloned but not executed; Clone is repeated for the upload links, and
-        those that it doesn't lead back to are deleted.
+    :param resume: jobs of this key that were cloned but, by their status, not executed; Clone is repeated for the
+        upload links, and those that it doesn't lead back to are deleted. Only with ``verify``.
     :param verify: other tries have been or are under way. An honoured key may lead back to a job of an earlier one
         that is gone or over, which is of no use, or to one that another try has just started, which is this try's too.
     :param source_data_ttl: keep the source job's data for so long from now (``"infinity"``: for ever); ``None``
@@ -105,89 +111,12 @@ def submit(
     return _Submitter(client, request, submission).run(source)
 
 
-def start(
-    client: JobService, request: ForkRequest, job_id: str, logger: Reporter = log, *, may_run: bool = False
-) -> JobHandle:
-    """Run the job that was cloned for ``request``; see :func:`execute`.
+class _RunsError(Exception):
+    """A job of an earlier try that seemed never to have been executed runs."""
 
-    :raises JobRequestError: the service won't run it; the job is deleted.
-    """
-    try:
-        if parse_ttl("data_ttl", request.data_ttl) is None:
-            # Whether a Clone without TTL means infinity or the default isn't documented; SetDataTtl is.
-            client.set_data_ttl(job_id, None)
-        return execute(client, job_id, logger, may_run=may_run)
-    except JobRequestError:
-        discard(client, job_id)
-        raise
-
-
-def execute(client: JobService, job_id: str, logger: Reporter = log, *, may_run: bool = False) -> JobHandle:
-    """Run a cloned job (RPC ``Execute``); on a running job this returns the running operation.
-
-    :param may_run: the job may be running or over already.
-    :raises JobRequestError: the service refuses, and the job doesn't run.
-    :raises JobInfrastructureError: no clear answer for :data:`PATIENCE` seconds, and the job doesn't run.
-    :raises JobLostError: no clear answer, and the job can't be seen.
-    """
-    request = project_job_service_pb2.ExecuteProjectJobRequest(job_id=job_id)
-    backoff = _Backoff(client)
-    while True:
-        client.pause(0)
-        try:
-            operation = client.channels.unary(
-                "jobs", "Execute", request, timeout=WRITE_DEADLINE, idempotency_key=idempotency_key("Execute", job_id)
-            )
-            return JobHandle(job_id, operation.id)
-        except grpc.RpcError as error:
-            code = code_name(error)
-            if code == "RESOURCE_EXHAUSTED":
-                logger.info("DataSphere has no room for job %s now (%s); trying again.", job_id, error.details())
-                backoff.pause_without_limit()
-                continue
-            if code not in TRANSIENT and not backoff.began and not may_run:
-                raise call_error(error, f"Starting job {job_id}") from error
-            # The call may have had its effect, now or in an earlier try: what does the job say?
-            status = _status(client, job_id)
-            if status in TERMINAL:
-                return JobHandle(job_id)
-            if status != jobs_pb2.CREATING and (code not in TRANSIENT or backoff.exhausted):
-                # It runs; only its operation stays unknown. The job itself can be watched.
-                return JobHandle(job_id)
-            if code not in TRANSIENT:
-                raise call_error(error, f"Starting job {job_id}") from error
-            if backoff.exhausted:
-                raise JobInfrastructureError(
-                    f"Job {job_id} was cloned but couldn't be started for {PATIENCE:.0f} seconds: {code}: "
-                    f"{error.details()}. It isn't running."
-                ) from error
-            backoff.pause()
-
-
-def idempotency_key(method: str, key: str) -> str:
-    """The same header for each repetition of the same call, in the form that the API guide asks for: a UUID.
-
-    :param key: whose call it is. A cloned job is executed once, so its id is Execute's key.
-    """
-    return str(uuid.uuid5(uuid.NAMESPACE_OID, f"airflow-provider-datasphere {method} {key}"))
-
-
-def discard(client: JobService, job_id: str) -> None:
-    """Remove a job that has never run; best effort, since an unexecuted job costs nothing."""
-    with suppress(DataSphereError):
-        client.delete(job_id)
-
-
-def _status(client: JobService, job_id: str) -> int:
-    try:
-        return client.get(job_id).status
-    except Interrupted:
-        raise
-    except DataSphereError as error:
-        raise JobLostError(
-            f"Job {job_id} was told to start, and whether it runs can't be seen: {error} It may be running and costing "
-            "money."
-        ) from error
+    def __init__(self, job_id: str) -> None:
+        super().__init__(job_id)
+        self.job_id = job_id
 
 
 class _Submitter:
@@ -205,7 +134,12 @@ class _Submitter:
         self._keep_source(source)
         with tempfile.TemporaryDirectory(prefix="datasphere-inputs-") as scratch:
             inputs = self._submission.stage(plan.input_vars, source.job_parameters, Path(scratch))
-            job_id = self._clone_with_inputs(plan, inputs)
+            try:
+                job_id = self._clone_with_inputs(plan, inputs)
+            except _RunsError as running:
+                self._log.info("Job %s of an earlier try runs already: attaching to it.", running.job_id)
+                self._submission.cloned(running.job_id)
+                return execute(self._client, running.job_id, self._log, may_run=True)
         self._submission.uploaded(job_id)
         return start(self._client, request, job_id, self._log, may_run=self._submission.verify)
 
@@ -250,9 +184,10 @@ class _Submitter:
             desc=request.desc or "",
             data_ttl=duration(parse_ttl("data_ttl", request.data_ttl)),
         )
-        backoff = _Backoff(self._client)
-        key = self._submission.key
-        unused = list(self._submission.resume)
+        backoff = Backoff(self._client)
+        key, verify = self._submission.key, self._submission.verify
+        unused: list[str] = []
+        replays = 0
         while True:
             self._client.pause(0)
             if backoff.began and not inputs and (found := self._found()):
@@ -265,11 +200,19 @@ class _Submitter:
                     "jobs", "Clone", message, timeout=WRITE_DEADLINE, idempotency_key=idempotency_key("Clone", key)
                 )
                 job_id = _job_of(operation)
-                if self._submission.verify and not self._is_of_use(job_id):
+                if not verify:
+                    self._submission.cloned(job_id)
+                operation = self._wait_for_clone(operation)
+                limit = MAX_FAILED_REPLAYS if operation.HasField("error") else MAX_REPLAYS
+                if verify and replays < limit and not self._is_of_use(job_id, operation):
+                    replays += 1
                     key = f"{key}-after-{job_id}"
+                    self._client.pause(min(2.0, 0.05 * 2**replays))
                     continue
-                self._submission.cloned(job_id)
                 upload_files = self._upload_files(job_id, operation)
+                if verify:
+                    self._supersede(job_id)
+                    self._submission.cloned(job_id)
             except grpc.RpcError as error:
                 code = code_name(error)
                 if code == "RESOURCE_EXHAUSTED":
@@ -294,19 +237,44 @@ class _Submitter:
         for unused in {*job_ids} - {job_id}:
             discard(self._client, unused)
 
-    def _is_of_use(self, job_id: str) -> bool:
-        try:
-            return self._client.get(job_id).status not in (*TERMINAL, jobs_pb2.CANCELLING)
-        except JobRequestError:
-            return False
+    def _supersede(self, job_id: str) -> None:
+        """Take back what earlier tries left unexecuted, before this job runs: one of them may run all the same.
 
-    def _upload_files(self, job_id: str, operation: operation_pb2.Operation) -> Sequence[jobs_pb2.StorageFile]:
+        :raises _RunsError: one does; this job is deleted.
+        """
+        for earlier in {*self._submission.resume} - {job_id}:
+            if not take_back(self._client, earlier):
+                discard(self._client, job_id)
+                raise _RunsError(earlier)
+
+    def _is_of_use(self, job_id: str, operation: operation_pb2.Operation) -> bool:
+        """Whether the job that Clone answered with is one to go on with, and not what an earlier try has left."""
+        if operation.HasField("error"):
+            return False
+        for pause in (0.1, 0.4, 1.6, None):
+            try:
+                return self._client.get(job_id).status not in (*TERMINAL, jobs_pb2.CANCELLING)
+            except JobRequestError as error:
+                if error_code(error) != "NOT_FOUND":
+                    raise
+                if pause is not None:  # a new job may take a moment to be seen
+                    self._client.pause(pause)
+        return False
+
+    def _wait_for_clone(self, operation: operation_pb2.Operation) -> operation_pb2.Operation:
         """Wait for a Clone operation: fast at first, since Clone takes fractions of a second."""
         delay = 0.03
         while not operation.done:
             self._client.pause(delay * random.uniform(0.8, 1.2))
             delay = min(1.0, delay * 1.3)
             operation = self._client.get_operation(operation.id)
+        return operation
+
+    def _upload_files(self, job_id: str, operation: operation_pb2.Operation) -> Sequence[jobs_pb2.StorageFile]:
+        """Where the inputs of the new job go.
+
+        :raises DataSphereError: the Clone failed.
+        """
         if operation.HasField("error"):
             discard(self._client, job_id)
             code = next(
@@ -324,31 +292,3 @@ def _job_of(operation: operation_pb2.Operation) -> str:
     metadata = project_job_service_pb2.CloneProjectJobMetadata()
     operation.metadata.Unpack(metadata)
     return str(metadata.job_id)
-
-
-class _Backoff:
-    def __init__(self, client: JobService) -> None:
-        self._client = client
-        self._unclear = 0
-        self._refused = 0
-        self._unclear_since = 0.0
-
-    @property
-    def began(self) -> bool:
-        """Whether an unclear answer has come."""
-        return self._unclear > 0
-
-    @property
-    def exhausted(self) -> bool:
-        return self.began and time.monotonic() - self._unclear_since >= PATIENCE
-
-    def pause(self) -> None:
-        if not self.began:
-            self._unclear_since = time.monotonic()
-        self._unclear += 1
-        self._client.pause(min(15.0, 0.25 * 2 ** min(self._unclear, 6)) * random.uniform(0.75, 1.25))
-
-    def pause_without_limit(self) -> None:
-        """After a refusal without effect: a quota is a queue, and the task's own timeout is the limit."""
-        self._refused += 1
-        self._client.pause(min(30.0, 0.5 * 2 ** min(self._refused, 6)) * random.uniform(0.75, 1.25))

@@ -77,10 +77,12 @@ class JobOperator(BaseOperator):
     def execute(self, context: Context) -> str:
         from airflow_provider_datasphere.client.service import Interrupted
 
-        self._context = context
+        self._context, self._resumed, self._started = context, False, False
         try:
             with translated():
                 self._client = client = DataSphereHook(self.datasphere_conn_id).get_conn()
+                if self._killed.is_set():
+                    client.interrupt()  # the kill came before there was anything to interrupt
                 handle, found = self._obtain(context, client)
                 self._started = True
                 if handle.operation_id is not None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from typing import Any
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
@@ -13,8 +14,13 @@ from airflow_provider_datasphere import killing
 from airflow_provider_datasphere.compat import AIRFLOW_V_3_3_PLUS, atask_state
 from airflow_provider_datasphere.hooks.datasphere import DataSphereHook
 
+if TYPE_CHECKING:
+    from airflow_provider_datasphere.client.aio import AsyncDataSphereClient
+
 #: How long Airflow may take to tell the state of a task whose trigger was cancelled, seconds.
 ASK_SECONDS = 20.0
+#: How long the last look at a job takes at most when the task's time is up, and so long the rest of its log, seconds.
+LAST_LOOK_SECONDS = 2.0
 
 
 class DataSphereJobTrigger(BaseTrigger):
@@ -105,18 +111,26 @@ class DataSphereJobTrigger(BaseTrigger):
                 self.job_id,
                 f"offset {self.log_offset}" if self.log_offset else "its beginning",
             )
-        watching = client.watch(
-            JobHandle(self.job_id, self.operation_id),
-            poll_interval=self.poll_interval,
-            link=self.link,
-            emit=(lambda line: self.log.info("%s", line)) if self.stream_logs else None,
-            tail=LogTail(offset=self.log_offset),
-            logger=self.log,
-        )
+        tail = LogTail(offset=self.log_offset)
+
+        async def watch(seconds: float | None) -> None:
+            watching = client.watch(
+                JobHandle(self.job_id, self.operation_id),
+                poll_interval=self.poll_interval,
+                link=self.link,
+                emit=(lambda line: self.log.info("%s", line)) if self.stream_logs else None,
+                tail=tail,
+                logger=self.log,
+            )
+            await asyncio.wait_for(watching, seconds)
+
         try:
-            left = None if self.deadline is None else max(0.0, self.deadline - time.time())
-            await asyncio.wait_for(watching, left)
+            await watch(None if self.deadline is None else max(0.0, self.deadline - time.time()))
         except asyncio.TimeoutError:
+            if await self._has_ended(client):
+                with suppress(asyncio.TimeoutError):
+                    await watch(LAST_LOOK_SECONDS)
+                return {**event, "status": "ended"}
             self.log.warning("The task's time is over; job %s is still running.", self.job_id)
             cancelled = await self._cancel("execution_timeout passed while the task was deferred")
             what = "it was cancelled" if cancelled else f"on_kill_action is {self.on_kill_action!r}"
@@ -124,6 +138,17 @@ class DataSphereJobTrigger(BaseTrigger):
         except JobLostError as error:
             return {**event, "status": "lost", "message": str(error)}
         return {**event, "status": "ended"}
+
+    async def _has_ended(self, client: AsyncDataSphereClient) -> bool:
+        """Whether the job has ended after all: between two polls, or while no triggerer ran."""
+        from airflow_provider_datasphere.client.errors import DataSphereError
+        from airflow_provider_datasphere.client.outcome import TERMINAL
+
+        try:
+            job = await asyncio.wait_for(client.get(self.job_id), LAST_LOOK_SECONDS)
+        except (DataSphereError, asyncio.TimeoutError):
+            return False
+        return job.status in TERMINAL
 
     async def _cancel_unless_still_deferred(self) -> None:
         if self.on_kill_action == "keep":

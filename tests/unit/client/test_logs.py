@@ -283,6 +283,34 @@ def test_a_stream_that_ends_all_the_time_is_not_opened_all_the_time() -> None:
     assert reading.stream(b"news\n") == 0.1
 
 
+def test_answers_that_say_nothing_new_are_no_sign_of_more() -> None:
+    """Empty ones, with an offset or without, and the last piece over and over again."""
+    for repeated in (answer(), answer(offset=4), answer(b"one\n", offset=4)):
+        reading = Reading()
+        reading.stream(b"one\n")
+        reading.tail.job_ended(4)
+        for _ in range(20):
+            reading.tail.opened()
+            list(reading.tail.received(repeated))
+            delay = reading.tail.closed(None)
+            if delay is None:
+                break
+            reading.now += delay
+        assert delay is None
+        assert reading.tail.offset == 4
+        assert reading.now <= 50.0 + SETTLE_WINDOW + 1.0
+
+
+def test_a_stream_kept_open_by_empty_answers_becomes_overdue() -> None:
+    reading = Reading()
+    reading.tail.opened()
+    reading.tail.job_ended(0)
+    for _ in range(int(DRAIN_WINDOW) + 1):
+        reading.now += 1.0
+        list(reading.tail.received(answer()))
+    assert reading.tail.overdue
+
+
 def test_the_offset_is_the_services() -> None:
     reading = Reading(offset=1234)
     assert reading.tail.offset == 1234
