@@ -103,7 +103,7 @@ class Storm:
         proof = f"read {hashlib.sha256(data.read_bytes()).hexdigest()} {nonce}"
         result = self._ask(lambda: self.airflow.xcom(dag_id, nonce, TASK, "result"))
         with self.shared():
-            verdict = judge(self.emulator, source, state, result, expected=hit.expected, proof=proof)
+            verdict = judge(self.emulator, source, state, result, expected=hit.expected or state, proof=proof)
         if missed:
             verdict.notes.append(missed)
         data.unlink()
@@ -168,7 +168,8 @@ class _Hit:
         self._rng = rng
         self._source = source
         self._where = (dag_id, run_id)
-        self.expected = "failed" if run.point == "marked failed by a person" else "success"
+        #: The end that the task should have; None where either is right.
+        self.expected: str | None = "failed" if run.point == "marked failed by a person" else "success"
 
     def prepare(self) -> None:
         """What must be in place before the run begins: a slow answer makes a moment long enough to hit."""
@@ -257,6 +258,10 @@ class _Hit:
         elif point == "marked failed by a person":
             self._status(*running)
             storm.airflow.set_task_state(*self._where, TASK, "failed")
+            if any(job.status == jobs_pb2.SUCCESS for job in storm.emulator.jobs(parent=self._source)):
+                # Then it is between Airflow and the person who was first.
+                self.expected = None
+                raise TimeoutError("the job had ended when the mark arrived")
 
     def _child(self) -> str:
         """The id of the run's job, as soon as there is one."""
