@@ -55,24 +55,16 @@ else:
             _first("DataSphereFileSystem", "airflow_provider_datasphere.filesystems.datasphere"),
             clobber=True,
         )
-    (
-        AirflowException,
-        AirflowFailException,
-        AirflowSensorTimeout,
-        AirflowSkipException,
-        AirflowTaskTimeout,
-        TaskDeferred,
-    ) = (
-        _first(name, "airflow.sdk.exceptions", "airflow.exceptions")
-        for name in (
-            "AirflowException",
-            "AirflowFailException",
-            "AirflowSensorTimeout",
-            "AirflowSkipException",
-            "AirflowTaskTimeout",
-            "TaskDeferred",
-        )
-    )
+
+    def _error(name: str) -> Any:
+        return _first(name, "airflow.sdk.exceptions", "airflow.exceptions")
+
+    AirflowException = _error("AirflowException")
+    AirflowFailException = _error("AirflowFailException")
+    AirflowSensorTimeout = _error("AirflowSensorTimeout")
+    AirflowSkipException = _error("AirflowSkipException")
+    AirflowTaskTimeout = _error("AirflowTaskTimeout")
+    TaskDeferred = _error("TaskDeferred")
 
 
 def current_context() -> Context:
