@@ -34,15 +34,34 @@ def demo(output: Path, *options: str) -> Iterator[subprocess.Popen[bytes]]:
         process.wait(timeout=60)
 
 
-def test_the_demo_shows_the_programs_own_lines_and_the_result(tmp_path: Path) -> None:
+#: What the logs show for each pattern of the documentation, in this order.
+WAITED = ["read 24 hours, the last 1 day(s)", "epoch 1/5: loss", "epoch 5/5: loss", '"status": "SUCCESS"']
+SENSED = ["is started; not waiting for it", "this task has its worker to itself", "ended with return code 0", "SUCCESS"]
+CHAINED = [
+    "read 240 hours",
+    '"path": "result.txt"',
+    "read a model of 10 day(s)",
+    "hour 240: ",
+    '"path": "forecast.txt"',
+]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [((), WAITED), pytest.param(("--all",), [*WAITED, *SENSED, *CHAINED], marks=pytest.mark.long)],
+    ids=["demo", "demo-all"],
+)
+def test_the_demo_shows_the_programs_own_lines_and_the_result(
+    tmp_path: Path, options: tuple[str, ...], expected: list[str]
+) -> None:
     output = tmp_path / "output"
-    with demo(output) as process:
+    with demo(output, *options) as process:
         assert process.wait(timeout=500) == 0, output.read_text()
     text = output.read_text()
-    expected = ["read 24 hours, the last 1 day(s)", "epoch 1/5: loss", "epoch 5/5: loss", '"status": "SUCCESS"']
-    positions = [text.find(line) for line in expected]
-    assert -1 not in positions, text
-    assert positions == sorted(positions)
+    position = 0
+    for line in expected:
+        position = text.find(line, position)
+        assert position >= 0, (line, text)
     assert '"path": "model.json"' in text
     assert "::group::" not in text
 
