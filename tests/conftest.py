@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -9,6 +10,16 @@ import pytest
 from harness import NEWEST, RealAirflow
 
 NEWEST_2 = "2.11.2"
+
+
+@pytest.fixture(autouse=True)
+def no_file_systems_of_other_tests() -> None:
+    """Airflow and fsspec keep file systems by the name of their connection, which is another one in each test."""
+    if "airflow.sdk.io.store" in sys.modules:
+        sys.modules["airflow.sdk.io.store"]._STORE_CACHE.clear()
+    if "airflow_provider_datasphere.filesystems.datasphere" in sys.modules:
+        sys.modules["airflow_provider_datasphere.filesystems.datasphere"].DataSphereFileSystem.clear_instance_cache()
+
 
 # For a module, not for the session: an Airflow that nobody uses still takes a fifth of a machine with two cores, and
 # what runs beside it then waits for its turn.

@@ -280,9 +280,10 @@ class _Download:
         }
 
     def _complaint(self, items: Sequence[_Item], failures: dict[str, BaseException]) -> str:
-        tried = {name: error for name, error in failures.items() if not isinstance(error, _NotTriedError)}
-        lines = [f"- {name}: {_reason(error)}" for name, error in tried.items()]
-        if others := [name for name in failures if name not in tried]:
+        failed = [item.name for item in items if item.name in failures]
+        tried = [name for name in failed if not isinstance(failures[name], _NotTriedError)]
+        lines = [f"- {name}: {_reason(failures[name])}" for name in tried]
+        if others := [name for name in failed if name not in tried]:
             lines.append(f"- not tried any more, since these failed one after the other: {', '.join(others)}")
         return (
             f"{len(failures)} of {len(items)} files of job {self._job_id} couldn't be downloaded:\n"
