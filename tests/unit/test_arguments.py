@@ -23,6 +23,8 @@ WRONG: list[tuple[str, Any, str]] = [
     ("args", {"": "1"}, r"args has the name ''"),
     ("vars", {"DATA": None}, r"vars\['DATA'\] is None \(NoneType\)"),
     ("env_vars", "A=1", r"env_vars is 'A=1': give a mapping"),
+    ("env_vars", {"A=B": "1"}, r"env_vars has the name 'A=B': no environment variable"),
+    ("source_job_id", "bt1source\n", r"source_job_id is 'bt1source\\n'"),
     ("docker", {"username": "me"}, r"docker has the keys \['username'\]: 'image' is needed"),
     ("docker", {"image": "cr.yandex/x", "password": "hunter2"}, r"docker\['password'\] is plain text"),
     ("docker", 7, r"docker is 7: give an image id or name"),

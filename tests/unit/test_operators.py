@@ -69,6 +69,20 @@ def test_a_kill_before_there_is_a_client_starts_no_job(emulator: Emulator) -> No
     assert len(emulator.jobs()) == 1
 
 
+def test_path_objects_are_templates_too() -> None:
+    task = fork("bt1", vars={"A": Path("/data/{{ ds }}"), "B": ObjectStoragePath("file:///data/{{ ds }}")})
+    task.render_template_fields({"ds": "2026-11-22"})
+    assert task.vars == {"A": "/data/2026-11-22", "B": "file:///data/2026-11-22"}
+
+
+def test_without_do_xcom_push_there_is_no_return_value(emulator: Emulator) -> None:
+    task = fork(source(emulator), do_xcom_push=False)
+    context = context_of(task)
+    job_id = task.execute(context)
+    assert "return_value" not in context["ti"].xcoms
+    assert context["ti"].xcoms["job_id"] == job_id
+
+
 def test_path_objects_are_inputs_too(emulator: Emulator, tmp_path: Path) -> None:
     for name in ("local", "stored"):
         (tmp_path / name).write_text(f"content of {name}\n")

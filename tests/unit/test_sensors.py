@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from airflow_provider_datasphere.client.jobs import DataSphereClient
+from airflow_provider_datasphere.client.settings import Settings
 from airflow_provider_datasphere.compat import (
     AirflowException,
     AirflowFailException,
@@ -26,6 +28,8 @@ from airflow_provider_datasphere.exceptions import (
     JobRequestError,
     MissingOutputsError,
 )
+from airflow_provider_datasphere.operators.jobs import CancelJobOperator
+from airflow_provider_datasphere.operators.results import DownloadJobResultsOperator
 from airflow_provider_datasphere.sensors.jobs import DataSphereJobSensor
 from datasphere_emulator import Emulator, Progress, Script
 from unit.airflow_side import connect, context_of
@@ -207,6 +211,34 @@ def test_a_template_without_an_operation_means_none(emulator: Emulator, operatio
     task = sensor(emulator, over(emulator, Script()), operation_id=operation_id)
     assert task.poke(context_of(task)).xcom_value["status"] == "SUCCESS"
     assert calls(emulator)["Operation.Get"] == 0
+
+
+@pytest.mark.parametrize("other", ["of another job", "of the clone"])
+def test_an_operation_that_is_not_the_jobs_tells_nothing_of_it(emulator: Emulator, other: str) -> None:
+    job_id = running(emulator, ENDLESS)
+    if other == "of another job":
+        operation_id = emulator.operation_of(over(emulator, Script()))
+    else:
+        settings = Settings.from_extra(emulator.connection_extra())
+        job_id = DataSphereClient(settings).fork_job(job_id).id
+        operation_id = emulator.journal.calls("Clone")[-1].operation_id
+    for options in ({}, {"deferrable": True}):
+        task = sensor(emulator, job_id, operation_id=operation_id, **options)
+        with pytest.raises(JobRequestError, match=f"operation_id is '{operation_id}', which is .*give the XCom"):
+            task.execute(context_of(task))
+
+
+@pytest.mark.parametrize("job_id", ["bt1x\n", " bt1x", '"bt1x"', "bt1x/", 7])
+def test_what_can_be_no_jobs_id_is_refused(emulator: Emulator, job_id: Any) -> None:
+    tasks = [
+        DataSphereJobSensor(task_id="wait", job_id=job_id, mode="poke"),
+        CancelJobOperator(task_id="cancel", job_id=job_id),
+        DownloadJobResultsOperator(task_id="download", job_id=job_id, destination="to"),
+    ]
+    for task in tasks:
+        with pytest.raises(JobRequestError, match="job_id is "):
+            task.execute(context_of(task))
+    assert emulator.journal.calls() == []
 
 
 def test_an_unknown_connection_says_so(emulator: Emulator) -> None:

@@ -31,6 +31,7 @@ MAX_ENTRIES = 100
 MIN_WORKING_STORAGE_GIB = 100
 EXPIRY_WARNING = timedelta(days=3)
 
+_ID = re.compile(r"[0-9A-Za-z_-]+")
 _SIZE = re.compile(r"\s*(\d+)\s*(KB|MB|GB|TB|PB)?\s*", re.IGNORECASE)
 _UNITS = {unit: 1 << shift for unit, shift in (("KB", 10), ("MB", 20), ("GB", 30), ("TB", 40), ("PB", 50))}
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*://")
@@ -78,11 +79,14 @@ class ForkRequest:
 
 def check_source_job_id(source_job_id: object) -> None:
     """Refuse what can't be a job's id."""
+    check_job_id("source_job_id", source_job_id, "give the id of the DataSphere job to fork, such as 'bt1…'")
+
+
+def check_job_id(field_name: str, job_id: object, way_out: str) -> None:
+    """Refuse what can't be a job's id; a blank or a quote around one would make it that of no job."""
     # A template of an XCom that isn't there renders to "None".
-    if not isinstance(source_job_id, str) or source_job_id.strip() in ("", "None"):
-        raise JobRequestError(
-            f"source_job_id is {source_job_id!r}: give the id of the DataSphere job to fork, such as 'bt1…'."
-        )
+    if not isinstance(job_id, str) or job_id == "None" or not _ID.fullmatch(job_id):
+        raise JobRequestError(f"{field_name} is {job_id!r}: {way_out}.")
 
 
 def check_text(field_name: str, text: object) -> None:
@@ -98,6 +102,8 @@ def check_strings(field_name: str, values: object) -> None:
     for name, value in values.items():
         if not isinstance(name, str) or not name:
             raise JobRequestError(f"{field_name} has the name {name!r}: names are non-empty strings.")
+        if field_name == "env_vars" and ("=" in name or "\0" in name):
+            raise JobRequestError(f"{field_name} has the name {name!r}: no environment variable can be called that.")
         if not isinstance(value, str):
             raise JobRequestError(
                 f"{field_name}[{name!r}] is {value!r} ({type(value).__name__}): DataSphere takes strings; write "

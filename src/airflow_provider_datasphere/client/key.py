@@ -10,6 +10,8 @@ from datetime import datetime
 from typing import Any, Protocol
 
 MAX_DESC_CHARACTERS = 200
+#: So much of a description is kept at least, with the blank after it.
+KEPT_DESC_CHARACTERS = 100
 
 _MARK = re.compile(r"\s*\[[^\[\]]*\bairflow:[0-9a-f]{20}\b[^\[\]]*\]")
 _RETRIES = re.compile(r"\bairflow:[0-9a-f]{20} retries:(\d+)\]")
@@ -55,7 +57,9 @@ class Key:
         base = _MARK.sub("", desc or "").strip()
         tail = f" {self.token} retries:{self.retries}]"
         room = MAX_DESC_CHARACTERS - len(tail) - 1
-        label = _shorten(re.sub(r"[\[\]]", "", self.label), room)
+        # A description that somebody wrote comes before the label, which the token makes up for.
+        kept = min(len(base) + 1, KEPT_DESC_CHARACTERS) if base else 0
+        label = _shorten_middle(re.sub(r"[\[\]]", "", self.label), room - kept)
         mark = f"[{label}{tail}"
         base = _shorten(base, MAX_DESC_CHARACTERS - len(mark) - 1)
         return f"{base} {mark}" if base else mark
@@ -77,3 +81,11 @@ def retries_of(desc: str) -> int | None:
 
 def _shorten(text: str, length: int) -> str:
     return text if len(text) <= length else text[: max(0, length - 1)] + "…"[: max(0, length)]
+
+
+def _shorten_middle(text: str, length: int) -> str:
+    """Both ends say the most: the DAG, and the run."""
+    if len(text) <= length:
+        return text
+    end = (length - 1) // 2
+    return f"{text[: length - 1 - end]}…{text[len(text) - end :]}"

@@ -158,7 +158,7 @@ def judge(
         for error in upload_errors
         if error.HasField("log_file_name")
     ]
-    details = f" ({result.status_details.rstrip('.')})" if result.status_details else ""
+    details = f" ({_phrase(result.status_details)})" if result.status_details else ""
 
     if result.status == "CANCELLED":
         return Outcome(
@@ -181,8 +181,8 @@ def judge(
             result,
             JobInfrastructureError(
                 f"DataSphere ended job {ref} with an error: {_code_name(operation.error.code)}: "
-                f"{operation.error.message or 'no message'}{details}. Often a lack of free instances: another try, or "
-                "more cloud_instance_types, helps."
+                f"{_phrase(operation.error.message or 'no message')}{details}. Often a lack of free instances: another "
+                "try, or more cloud_instance_types, helps."
             ),
             None,
             tuple(warnings),
@@ -190,8 +190,8 @@ def judge(
     if result.status != "SUCCESS":
         if result.return_code is None:
             error = JobFailedError(
-                f"Job {ref} ended with status {result.status}{details}. Its return code is known to its operation "
-                "only, which isn't at hand."
+                f"Job {ref} ended with status {result.status}{details}. Its page and its log files tell why; its "
+                "return code is known to its operation only, which isn't at hand (operation_id)."
             )
         else:
             error = JobInfrastructureError(
@@ -201,8 +201,13 @@ def judge(
 
     not_stored = _not_stored(upload_errors)
     if not_stored:
-        listed = "; ".join(f"{e.output_file_desc.path}: {e.description or 'upload failed'}" for e in not_stored)
-        error = JobInfrastructureError(f"DataSphere couldn't store outputs of job {ref}: {listed}.")
+        listed = "; ".join(
+            f"{e.output_file_desc.path}: {_phrase(e.description or 'upload failed')}" for e in not_stored
+        )
+        error = JobInfrastructureError(
+            f"DataSphere couldn't store outputs of job {ref}: {listed}. The others can be downloaded; another try runs "
+            "the job again."
+        )
         return Outcome(result, error, None, tuple(warnings))
     if result.missing_outputs:
         listed = ", ".join(result.missing_outputs)
@@ -214,6 +219,11 @@ def judge(
             return Outcome(result, error, None, tuple(warnings))
         warnings.append(f"{text}.")
     return Outcome(result, None, None, tuple(warnings))
+
+
+def _phrase(text: str) -> str:
+    """The service's words as a part of a sentence."""
+    return text.rstrip().rstrip(".")
 
 
 def has_unstored_outputs(job: jobs_pb2.Job) -> bool:
@@ -228,6 +238,17 @@ def execute_metadata(
     metadata = project_job_service_pb2.ExecuteProjectJobMetadata()
     operation.metadata.Unpack(metadata)
     return metadata
+
+
+def other_owner(operation: operation_pb2.Operation, job_id: str) -> str | None:
+    """Whose operation this is, in words, if it isn't an Execute operation of the job; ``None`` if nothing says so."""
+    expected = project_job_service_pb2.ExecuteProjectJobMetadata.DESCRIPTOR
+    package, _, name = operation.metadata.TypeName().rpartition(".")
+    if package == expected.file.package and name != expected.name:
+        return f"one of {name.removesuffix('Metadata')}"
+    metadata = execute_metadata(operation)
+    owner = metadata.metadata.id or metadata.job.id
+    return f"the operation of job {owner}" if owner and owner != job_id else None
 
 
 def return_code_of(operation: operation_pb2.Operation) -> int | None:

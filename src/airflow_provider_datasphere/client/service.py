@@ -67,7 +67,7 @@ def call_error(error: grpc.RpcError, what: str) -> DataSphereError:
 
     :param what: what was tried, beginning with a capital letter: "Cloning job bt1…".
     """
-    code, details = code_name(error), error.details() or "no details"
+    code, details = code_name(error), (error.details() or "no details").rstrip(".")
     text = f"{what} failed: {code}: {details}."
     if code == "PERMISSION_DENIED":
         return JobRequestError(f"{text} Add the connection's account to the project's members as Developer.")

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from airflow_provider_datasphere.client.errors import JobLostError
-from airflow_provider_datasphere.client.outcome import TERMINAL, JobHandle, JobRef
+from airflow_provider_datasphere.client.errors import JobLostError, JobRequestError
+from airflow_provider_datasphere.client.outcome import TERMINAL, JobHandle, JobRef, other_owner
 
 if TYPE_CHECKING:
     from google.protobuf.timestamp_pb2 import Timestamp
@@ -65,6 +65,7 @@ class Waiting:
     :param quickest: the shortest pause between two looks, seconds.
     :param share: the pause as a share of the job's age: quick jobs are noticed quickly, long ones cost few calls.
     :param link: the job's page, for messages.
+    :param own_operation: whether the operation is surely this job's; otherwise it is looked at for that.
     """
 
     def __init__(
@@ -75,12 +76,14 @@ class Waiting:
         quickest: float = 0.05,
         share: float = 0.1,
         link: str | None = None,
+        own_operation: bool = True,
         clock: Callable[[], float] = time.monotonic,
         rng: Callable[[], float] = random.random,
     ) -> None:
         self.look = Look.OPERATION if handle.operation_id else Look.JOB
         self.ended: Ended | None = None
         self._ref = JobRef(handle.job_id, link)
+        self._own_operation = own_operation
         self._poll_interval = poll_interval
         self._clock = clock
         self._rng = rng
@@ -131,6 +134,15 @@ class Waiting:
         return True
 
     def saw_operation(self, operation: operation_pb2.Operation) -> None:
+        """The operation was read.
+
+        :raises JobRequestError: it isn't this job's.
+        """
+        if not self._own_operation and (owner := other_owner(operation, self._ref.job_id)):
+            raise JobRequestError(
+                f"operation_id is {operation.id!r}, which is {owner} and not of the execution of job "
+                f"{self._ref.job_id}: give the XCom operation_id of the task that forked the job, or leave it out."
+            )
         self._succeeded(operation.created_at)
         if operation.done:
             # The response holds the return code; status, files and instance type are the job's.

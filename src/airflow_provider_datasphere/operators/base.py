@@ -163,8 +163,9 @@ class JobOperator(BaseOperator):
         self._job_id = job_id
         ti: Any = context["ti"]
         ti.xcom_push(key="job_id", value=job_id)
-        # Now, not only at the end: a teardown cancels, and a download brings, the job of a failed task too.
-        ti.xcom_push(key="return_value", value=job_id)
+        if self.do_xcom_push:
+            # Now, not only at the end: a teardown cancels, and a download brings, the job of a failed task too.
+            ti.xcom_push(key="return_value", value=job_id)
         self._link = self._client.job_link(job_id)
         ti.xcom_push(key="job_url", value=self._link)
         ti.xcom_push(key=DataSphereJobLink.link_key, value=self._link)

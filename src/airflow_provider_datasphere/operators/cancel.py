@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_datasphere import killing
+from airflow_provider_datasphere.client.fork import check_job_id
 from airflow_provider_datasphere.compat import BaseOperator
 from airflow_provider_datasphere.exceptions import translated
 from airflow_provider_datasphere.hooks.datasphere import DataSphereHook
@@ -53,6 +54,8 @@ class CancelJobOperator(BaseOperator):
         if not self.job_id or self.job_id == "None":
             self.log.info("There is no job to cancel.")
             return
+        with translated():
+            check_job_id("job_id", self.job_id, "give the id of the DataSphere job to cancel, such as fork.output")
         client = DataSphereHook(self.datasphere_conn_id).get_conn()
         ending = killing.Ending(
             self.job_id,

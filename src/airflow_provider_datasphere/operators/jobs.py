@@ -117,7 +117,8 @@ class ForkJobOperator(JobOperator):
         super().__init__(**kwargs)
         self.source_job_id = source_job_id
         self.args = args
-        self.vars = vars
+        # A path object would not be rendered; what it stands for is.
+        self.vars = paths_as_text(vars)
         self.env_vars = env_vars
         self.name = name
         self.desc = desc

@@ -99,11 +99,12 @@ class DownloadJobResultsOperator(BaseOperator):
 
     def execute(self, context: Context) -> list[dict[str, Any]]:
         from airflow_provider_datasphere.client.download import download_job_files
+        from airflow_provider_datasphere.client.fork import check_job_id
         from airflow_provider_datasphere.client.results import ResultsGoneError
         from airflow_provider_datasphere.hooks.datasphere import DataSphereHook
 
-        if not self.job_id or not isinstance(self.job_id, str):
-            raise JobRequestError(f"job_id is {self.job_id!r}: give the id of a job, as ForkJobOperator returns it.")
+        with translated():
+            check_job_id("job_id", self.job_id, "give the id of a job, as ForkJobOperator returns it")
         self._check_files()
         self._check_destination()
         self._client = client = DataSphereHook(self.datasphere_conn_id).get_conn()

@@ -19,7 +19,6 @@ from airflow_provider_datasphere.compat import (
 from airflow_provider_datasphere.exceptions import (
     DataSphereError,
     JobLostError,
-    JobRequestError,
     airflow_side,
     translated,
 )
@@ -156,7 +155,7 @@ class DataSphereJobSensor(BaseSensorOperator):
         from airflow_provider_datasphere.client.watch import Narrator, look
 
         handle = self._handle()
-        waiting = Waiting(handle)
+        waiting = Waiting(handle, own_operation=False)
         with translated(final=True):
             client = self._connect()
             # Kept from poke to poke where they share a process, so that only changes are told.
@@ -185,10 +184,11 @@ class DataSphereJobSensor(BaseSensorOperator):
             raise
 
     def _handle(self) -> JobHandle:
+        from airflow_provider_datasphere.client.fork import check_job_id
         from airflow_provider_datasphere.client.outcome import JobHandle
 
-        if not isinstance(self.job_id, str) or self.job_id in ("", "None"):
-            raise JobRequestError(f"job_id is {self.job_id!r}: give the id of a DataSphere job, such as fork.output.")
+        with translated():
+            check_job_id("job_id", self.job_id, "give the id of a DataSphere job, such as fork.output")
         # A template of an XCom that isn't there renders to "None".
         operation_id = self.operation_id if self.operation_id not in ("", "None") else None
         return JobHandle(self.job_id, operation_id)

@@ -35,6 +35,14 @@ def test_people_can_read_it() -> None:
     assert KEY.describe(None) == f"[dag.task manual__2026-11-22 {KEY.token} retries:2]"
 
 
+def test_what_somebody_wrote_comes_before_the_names_of_dag_task_and_run() -> None:
+    key = Key(("dag",), f"{'d' * 60}.{'t' * 60} scheduled__2026-11-22T00:00:00+00:00", retries=2)
+    described = key.describe("Nightly training of the model")
+    assert described.startswith("Nightly training of the model [ddd")
+    assert "…" in described
+    assert f"11-22T00:00:00+00:00 {key.token} retries:2]" in described
+
+
 def test_a_description_that_looks_like_a_mark_is_not_taken_for_it() -> None:
     assert retries_of(KEY.describe("tune retries:9] soon")) == 2
     assert retries_of("retries:9]") is None
