@@ -102,8 +102,10 @@ class Storm:
             self._settle(source)
         proof = f"read {hashlib.sha256(data.read_bytes()).hexdigest()} {nonce}"
         result = self._ask(lambda: self.airflow.xcom(dag_id, nonce, TASK, "result"))
+        # A person who came too late has changed nothing, or has been just in time.
+        expected = state if missed and hit.expected == "failed" else hit.expected
         with self.shared():
-            verdict = judge(self.emulator, source, state, result, expected=hit.expected or state, proof=proof)
+            verdict = judge(self.emulator, source, state, result, expected=expected, proof=proof)
         if missed:
             verdict.notes.append(missed)
         data.unlink()
@@ -168,8 +170,7 @@ class _Hit:
         self._rng = rng
         self._source = source
         self._where = (dag_id, run_id)
-        #: The end that the task should have; None where either is right.
-        self.expected: str | None = "failed" if run.point == "marked failed by a person" else "success"
+        self.expected = "failed" if run.point == "marked failed by a person" else "success"
 
     def prepare(self) -> None:
         """What must be in place before the run begins: a slow answer makes a moment long enough to hit."""
@@ -259,8 +260,6 @@ class _Hit:
             self._status(*running)
             storm.airflow.set_task_state(*self._where, TASK, "failed")
             if any(job.status == jobs_pb2.SUCCESS for job in storm.emulator.jobs(parent=self._source)):
-                # Then it is between Airflow and the person who was first.
-                self.expected = None
                 raise TimeoutError("the job had ended when the mark arrived")
 
     def _child(self) -> str:
