@@ -136,6 +136,12 @@ def test_what_is_not_there_is_named_with_a_way_out(tmp_path: Path) -> None:
         local_input("DATA", "nowhere/data.csv", tmp_path)
 
 
+@pytest.mark.parametrize("path", ["", "  ", "file://"])
+def test_nothing_is_not_the_current_folder(tmp_path: Path, path: str) -> None:
+    with pytest.raises(JobRequestError, match=f"Input DATA: its path is {path!r}"):
+        local_input("DATA", path, tmp_path)
+
+
 def test_what_is_neither_file_nor_directory_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(JobRequestError, match=r"pipe is neither a file nor a directory"):

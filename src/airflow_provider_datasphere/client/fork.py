@@ -195,7 +195,8 @@ def plan_fork(request: ForkRequest, source: jobs_pb2.Job) -> ForkPlan:
     """Check a request against its source job.
 
     :raises JobRequestError: the source's data are cleared; an argument or variable that the source doesn't have
-        (the message lists those it has); an output variable given a URI; outputs that overlap; too many entries.
+        (the message lists those it has); a variable given nothing; an output variable given a URI; outputs that
+        overlap; too many entries.
     """
     if source.data_cleared:
         raise JobRequestError(
@@ -211,6 +212,13 @@ def plan_fork(request: ForkRequest, source: jobs_pb2.Job) -> ForkPlan:
 
     input_vars = {var: path for var, path in request.vars.items() if var in old_inputs}
     output_vars = {var: path for var, path in request.vars.items() if var not in old_inputs}
+    for var, path in input_vars.items():
+        # Nothing, as of a template whose XCom is empty, would otherwise be the worker's current folder.
+        if not path.removeprefix("file://").strip():
+            raise JobRequestError(
+                f"vars[{var!r}] is {path!r}: give a local path or a URI for this input of job {source.id}, or leave "
+                f"{var} out to keep the source's file."
+            )
     for var, path in output_vars.items():
         if _URI.match(path):
             raise JobRequestError(

@@ -66,11 +66,15 @@ def local_input(var: str, path: str, scratch: Path) -> JobInput:
     ``FileDesc.path`` is a file's path as it is given, and a directory's without what changes nothing (``./``, ``/``).
 
     :param scratch: an existing folder for the zip files of directories.
-    :raises JobRequestError: there is nothing at ``path``, it can't be read, or is neither a file nor a directory.
+    :raises JobRequestError: ``path`` is empty, there is nothing at it, it can't be read, or is neither a file nor a
+        directory.
     """
     from yandex.cloud.datasphere.v2.jobs import jobs_pb2
 
     what = f"Input {var}: {path}" if var else f"Input {path}"
+    if not path.removeprefix("file://").strip():
+        # Path("") is the current folder.
+        raise JobRequestError(f"Input {var}: its path is {path!r}: give the path of a file or directory.")
     source = Path(path)
     if not source.exists():
         raise JobRequestError(
@@ -130,7 +134,8 @@ def upload_inputs(
     :param inputs: all inputs of the job.
     :param upload_files: ``upload_files`` of CreateProjectJobResponse or CloneProjectJobResponse, in any order; an
         entry without a URL is stored already.
-    :param stop: set from outside to end the uploads; it is also set here when one of them fails.
+    :param stop: set from outside to end the uploads; it is also set here when one of them fails, so that it is good
+        for one call.
     :raises UploadUrlExpired: the storage refuses a URL (HTTP 401 or 403).
     :raises JobRequestError: a file changed since it was hashed.
     :raises DataSphereError: an upload failed for good, or the service asks for a file that isn't among the inputs.

@@ -86,6 +86,13 @@ def test_an_output_takes_a_path_inside_the_job_and_no_uri() -> None:
     assert plan.input_vars == {"DATA": "s3://bucket/in.csv"}
 
 
+@pytest.mark.parametrize("path", ["", " ", "\n", "file://", "file:// "])
+def test_an_input_given_nothing_is_not_the_current_folder(path: str) -> None:
+    message = refused(vars={"DATA": path})
+    assert f"vars['DATA'] is {path!r}" in message
+    assert "leave DATA out" in message
+
+
 @pytest.mark.parametrize("path", ["models/a", "models", "models/a/b", "./models/a"])
 def test_an_output_may_not_overlap_one_that_the_source_keeps(path: str) -> None:
     assert "overlap" in refused(vars={"RESULT": path})
