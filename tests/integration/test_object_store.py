@@ -24,6 +24,7 @@ from stored_jobs import PEAK, add_output, client_of, ended_job, gets, random_byt
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+from threading import Event
 
 MEBIBYTE = 1024 * 1024
 
@@ -225,7 +226,7 @@ def test_an_object_becomes_an_input(emulator: Emulator, s3_url: str, bucket: str
     (given,) = stage_vars({"DATA": f"{bucket}/in/data.bin"}, jobs_pb2.JobParameters(), client_of(emulator), tmp_path)
     assert (given.path, given.size_bytes, given.compression_type) == ("data.bin", len(content), jobs_pb2.NONE)
     assert given.sha256 == hashlib.sha256(content).hexdigest()
-    with given.content() as path:
+    with given.content(Event()) as path:
         assert path.is_relative_to(tmp_path)
         assert path.read_bytes() == content
 
@@ -239,7 +240,7 @@ def test_a_prefix_becomes_a_directory(emulator: Emulator, s3_url: str, bucket: s
     ]
     for given in staged:
         assert (given.path, given.compression_type) == ("data", jobs_pb2.ZIP)
-        with given.content() as path, zipfile.ZipFile(path) as archive:
+        with given.content(Event()) as path, zipfile.ZipFile(path) as archive:
             assert archive.namelist() == ["data/a", "data/b", "data/sub/c"]
             assert archive.read("data/sub/c") == b"in/data/sub/c"
     # The same content makes the same archive: the service keeps it once.

@@ -10,6 +10,7 @@ import zipfile
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -114,7 +115,7 @@ def test_a_directory_becomes_a_sorted_zip_under_its_own_name(tmp_path: Path) -> 
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     given = local_input("DATA", str(source), scratch)
-    with given.content() as path, zipfile.ZipFile(path) as archive:
+    with given.content(Event()) as path, zipfile.ZipFile(path) as archive:
         assert archive.namelist() == ["data/a", "data/link", "data/z", "data/sub/m", "data/sub/deep/x"]
         assert {info.compress_type for info in archive.infolist()} == {zipfile.ZIP_STORED}
         assert archive.read("data/link") == b"a"
@@ -127,7 +128,7 @@ def test_the_current_folder_has_its_real_name(tmp_path: Path, monkeypatch: pytes
     folder.mkdir()
     (folder / "file").write_text("x")
     monkeypatch.chdir(folder)
-    with local_input("DATA", ".", tmp_path).content() as path, zipfile.ZipFile(path) as archive:
+    with local_input("DATA", ".", tmp_path).content(Event()) as path, zipfile.ZipFile(path) as archive:
         assert archive.namelist() == ["folder/file"]
 
 
@@ -196,7 +197,7 @@ def test_the_same_content_twice_is_uploaded_once(emulator: Emulator, tmp_path: P
 
 def test_what_is_stored_already_is_not_even_opened(emulator: Emulator, tmp_path: Path) -> None:
     (given,) = make(tmp_path, given=b"known")
-    never = replace(given, content=lambda: pytest.fail("nobody asked for it"))
+    never = replace(given, content=lambda _: pytest.fail("nobody asked for it"))
     upload_inputs([never], [], client_of(emulator).http, log)
     upload_inputs([never], wanted(emulator, never, url=""), client_of(emulator).http, log)
     assert puts(emulator) == []
@@ -256,7 +257,7 @@ def test_a_file_that_changes_under_way_is_refused(emulator: Emulator, tmp_path: 
     (given,) = make(tmp_path, given=b"content")
 
     @contextmanager
-    def content() -> Iterator[Path]:
+    def content(_: Event) -> Iterator[Path]:
         Path(given.path).write_bytes(now)
         yield Path(given.path)
 

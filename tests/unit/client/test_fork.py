@@ -45,7 +45,7 @@ def request(**fields: Any) -> ForkRequest:
 
 
 def job_input(var: str = "DATA", path: str = "new.csv", size_bytes: int = 3) -> JobInput:
-    return JobInput(var, path, "ab" * 32, size_bytes, jobs_pb2.NONE, lambda: nullcontext(Path(path)))
+    return JobInput(var, path, "ab" * 32, size_bytes, jobs_pb2.NONE, lambda _: nullcontext(Path(path)))
 
 
 def refused(**fields: Any) -> str:
