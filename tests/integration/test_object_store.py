@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import zipfile
+from threading import Event
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -24,7 +25,6 @@ from stored_jobs import PEAK, add_output, client_of, ended_job, gets, random_byt
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-from threading import Event
 
 MEBIBYTE = 1024 * 1024
 

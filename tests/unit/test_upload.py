@@ -195,6 +195,14 @@ def test_the_same_content_twice_is_uploaded_once(emulator: Emulator, tmp_path: P
     assert len(puts(emulator)) == 1
 
 
+def test_how_the_service_writes_a_sha256_does_not_matter(emulator: Emulator, tmp_path: Path) -> None:
+    (given,) = make(tmp_path, given=b"in capitals")
+    (entry,) = wanted(emulator, given)
+    entry.file.sha256 = entry.file.sha256.upper()
+    upload_inputs([given], [entry], client_of(emulator).http, log)
+    assert stored(emulator, given) == b"in capitals"
+
+
 def test_what_is_stored_already_is_not_even_opened(emulator: Emulator, tmp_path: Path) -> None:
     (given,) = make(tmp_path, given=b"known")
     never = replace(given, content=lambda _: pytest.fail("nobody asked for it"))

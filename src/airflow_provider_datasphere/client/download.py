@@ -220,6 +220,14 @@ class _Download:
                 self._links[item.target] = Link(self._client, self._job_id, item.file, url)
 
     def _already_right(self, item: _Item) -> bool:
+        try:
+            return self._is_right(item)
+        except OSError as error:
+            # Not to be allowed to look, where one may write, is no reason to fail.
+            self._log.debug("Can't compare %s: %s", item.name, error)
+            return False
+
+    def _is_right(self, item: _Item) -> bool:
         file = item.file
         if not _is_archive(file):
             return self._place.has(item.target, file.size_bytes, file.sha256)
@@ -232,7 +240,7 @@ class _Download:
             with open_archive(cast("BinaryIO", BufferedReader(reader, _TAIL_BYTES))) as archive:
                 listing = list_archive(archive, item.target.name, file.size_bytes)
                 return self._place.has_all(item.target, listing)
-        except (ResultsError, OSError) as error:
+        except ResultsError as error:
             self._log.debug("Can't compare the directory %s: %s", item.name, error)
             return False
 
@@ -280,9 +288,10 @@ class _Download:
         }
 
     def _complaint(self, items: Sequence[_Item], failures: dict[str, BaseException]) -> str:
-        tried = {name: error for name, error in failures.items() if not isinstance(error, _NotTriedError)}
+        names = dict.fromkeys(item.name for item in items if item.name in failures)
+        tried = {name: failures[name] for name in names if not isinstance(failures[name], _NotTriedError)}
         lines = [f"- {name}: {_reason(error)}" for name, error in tried.items()]
-        if others := [name for name in failures if name not in tried]:
+        if others := [name for name in names if name not in tried]:
             lines.append(f"- not tried any more, since these failed one after the other: {', '.join(others)}")
         return (
             f"{len(failures)} of {len(items)} files of job {self._job_id} couldn't be downloaded:\n"

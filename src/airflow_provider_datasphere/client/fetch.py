@@ -51,6 +51,10 @@ class Fetcher:
             for chunk in part.existing():
                 self.check_stop()
                 digest.update(chunk)
+            if not file.sha256 and part.size >= file.size_bytes:
+                # Nothing may be left to ask for (which is an error, HTTP 416), and what is there can't be checked.
+                part.restart()
+                digest.restart()
             for tries_left in reversed(range(WHOLE_TRIES)):
                 if part.size < file.size_bytes or not file.sha256:
                     self._stream(link, part, digest)

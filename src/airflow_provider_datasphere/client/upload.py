@@ -193,7 +193,7 @@ def upload_inputs(
 
 def _input_for(file: jobs_pb2.File, inputs: Sequence[JobInput]) -> JobInput:
     for job_input in inputs:
-        if (job_input.sha256, job_input.size_bytes) == (file.sha256, file.size_bytes):
+        if (job_input.sha256, job_input.size_bytes) == (file.sha256.lower(), file.size_bytes):
             return job_input
     raise DataSphereError(
         f"DataSphere asks for the upload of {file.desc.path!r} (var {file.desc.var!r}, {file.size_bytes} bytes, "
