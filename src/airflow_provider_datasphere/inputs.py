@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_datasphere.client.errors import DataSphereError, JobRequestError
 from airflow_provider_datasphere.client.fork import overlapping
 from airflow_provider_datasphere.client.staging import Found, check_room, is_full, read_inputs, writing
-from airflow_provider_datasphere.client.uri import SCHEME, find_file, parse_job_file_uri
+from airflow_provider_datasphere.client.uri import SCHEME, find_file, parse_job_file_uri, plain_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -115,7 +115,7 @@ class _Stage:
         except (ResultsError, JobRequestError) as error:
             raise type(error)(f"Input {var}: {place}: {error}") from error
         what, size = f"Input {var}: {place}", file.size_bytes
-        path = self._path_for(var, PurePosixPath(file.desc.path).name or file.desc.var)
+        path = self._path_for(var, plain_path(file.desc.path).rpartition("/")[2] or file.desc.var or var)
 
         def fetch(stop: Event) -> Path:
             check_room(what, size, self._scratch)

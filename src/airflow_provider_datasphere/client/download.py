@@ -19,6 +19,7 @@ from airflow_provider_datasphere.client.fetch import Fetcher
 from airflow_provider_datasphere.client.http import StoppedError, TransferError, TransientError
 from airflow_provider_datasphere.client.links import Link, RangeReader, file_key, urls_by_file
 from airflow_provider_datasphere.client.results import JobFile, downloadable
+from airflow_provider_datasphere.client.uri import plain_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -97,21 +98,16 @@ def download_job_files(
 def _lay_out(selected: Iterable[JobFile], job_id: str) -> list[_Item]:
     """Where each file goes below the destination.
 
-    Absolute paths lose their root and what climbs above the destination stays at its top, as tar and unzip do it. A log
-    or diagnostic file with the path of an output goes to ``logs`` or ``diagnostics``.
+    Nothing leaves it, see :func:`plain_path`. A log or diagnostic file with the path of an output goes to ``logs`` or
+    ``diagnostics``.
     """
     items: dict[PurePosixPath, _Item] = {}
     for kind, file in selected:
-        parts: list[str] = []
-        for part in file.desc.path.split("/"):
-            if part == "..":
-                del parts[-1:]
-            elif part not in ("", "."):
-                parts.append(part)
+        path = plain_path(file.desc.path)
         # A directory output may be the working folder itself; a file must have a name.
-        if "\0" in file.desc.path or not (parts or _is_archive(file)):
+        if "\0" in path or not (path or _is_archive(file)):
             raise ResultsError(f"Job {job_id} has a file whose path can't be used here: {file.desc.path!r}.")
-        target = PurePosixPath(*parts)
+        target = PurePosixPath(path)
         if target in items and kind != "output":
             target = PurePosixPath(f"{kind}s", target)
         item = _Item(kind, file, target)
