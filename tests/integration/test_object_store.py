@@ -17,6 +17,7 @@ from yandex.cloud.datasphere.v2.jobs import jobs_pb2
 from airflow_provider_datasphere.client.errors import DataSphereError, JobRequestError
 from airflow_provider_datasphere.compat import ObjectStoragePath
 from airflow_provider_datasphere.exceptions import ResultsError
+from airflow_provider_datasphere.filesystems.datasphere import DataSphereFileSystem
 from airflow_provider_datasphere.inputs import stage_vars
 from airflow_provider_datasphere.operators.results import DownloadJobResultsOperator
 from datasphere_emulator import Emulator
@@ -57,6 +58,7 @@ def emulator(running: Emulator, s3_url: str, monkeypatch: pytest.MonkeyPatch) ->
     }
     monkeypatch.setenv("AIRFLOW_CONN_DATASPHERE_DEFAULT", json.dumps(datasphere))
     monkeypatch.setenv("AIRFLOW_CONN_S3", json.dumps(s3))
+    DataSphereFileSystem.clear_instance_cache()  # another test's has another emulator
     running.journal.clear()
     yield running
     running.faults.clear()
