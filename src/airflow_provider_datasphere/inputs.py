@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import shutil
 import tempfile
 import zipfile
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from threading import Event
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_datasphere.client.errors import DataSphereError, JobRequestError
-from airflow_provider_datasphere.client.uri import SCHEME, find_file, parse_job_file_uri
+from airflow_provider_datasphere.client.fork import overlapping
+from airflow_provider_datasphere.client.staging import Found, check_room, is_full, read_inputs, writing
+from airflow_provider_datasphere.client.uri import SCHEME, find_file, parse_job_file_uri, plain_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -45,43 +49,56 @@ def stage_vars(
     :param vars: input variable → local path or URI. ``datasphere://`` without a connection uses ``client``.
     :param source_parameters: of the source job; its inputs that are not overridden keep their paths.
     :param scratch: an existing folder, removed by the caller when the job has its inputs.
-    :raises JobRequestError: an input that isn't there, can't be uploaded or is over the service's 5 GiB.
-    :raises DataSphereError: a store that can't be read now.
+    :raises JobRequestError: an input that isn't there, can't be uploaded or is over the service's 5 GiB (10 together).
+    :raises DataSphereError: a store that can't be read now, or no room on this worker's disk.
     """
-    from airflow_provider_datasphere.client.upload import local_input
+    from airflow_provider_datasphere.client.upload import find_local
 
-    stage = _Stage(client, scratch, log)
-    stage.taken = {file.desc.path for file in source_parameters.input_files if file.desc.var not in vars}
-    inputs = []
-    for var, value in vars.items():
-        place = str(value)
-        if place.startswith(f"{SCHEME}://"):
-            inputs.append(stage.from_job(var, place))
-        elif place.startswith("file://"):
-            inputs.append(local_input(var, place.removeprefix("file://"), scratch))
-        elif _URI.match(place):
-            inputs.append(stage.from_store(var, place))
+    places = {var: str(value) for var, value in vars.items()}
+    local = {var: place.removeprefix("file://") for var, place in places.items() if _is_local(place)}
+    kept = [file.desc.path for file in source_parameters.input_files if file.desc.var not in vars]
+    stage = _Stage(client, scratch, [_in_job(path) for path in (*kept, *local.values())], log)
+    found = []
+    for var, place in places.items():
+        if var in local:
+            found.append(find_local(var, local[var], scratch))
+        elif place.startswith(f"{SCHEME}://"):
+            found.append(stage.from_job(var, place))
         else:
-            inputs.append(local_input(var, place, scratch))
-    return inputs
+            found.append(stage.from_store(var, place))
+    return read_inputs(found, scratch)
+
+
+def _is_local(place: str) -> bool:
+    return place.startswith("file://") or not _URI.match(place)
+
+
+def _in_job(path: str) -> PurePosixPath:
+    """A path as it is compared with others: relative ones as if they were here, as the SDK does."""
+    return PurePosixPath(os.path.abspath(path))
 
 
 class _Stage:
-    def __init__(self, client: DataSphereClient, scratch: Path, log: Any) -> None:
+    def __init__(self, client: DataSphereClient, scratch: Path, taken: list[PurePosixPath], log: Any) -> None:
         self._clients: dict[str | None, DataSphereClient] = {None: client}
-        self._scratch, self._log = scratch, log
-        self.taken: set[str] = set()
+        self._scratch, self._taken, self._log = scratch, taken, log
+        # Fetching from another connection ends with this one's client too.
+        self._stop = Event()
+        client.on_interrupt(self._stop.set)
 
     def _path_for(self, var: str, name: str) -> str:
         """What the job calls a staged input: its base name, or below the variable's name where that is taken."""
-        path = name if name not in self.taken else f"{var}/{name}"
-        self.taken.add(path)
+        path, folder = name, var
+        while overlapping(_in_job(path), self._taken):
+            path = f"{folder}/{name}"
+            folder += "_"
+        self._taken.append(_in_job(path))
         return path
 
     def _new_file(self) -> Path:
         return Path(tempfile.mkdtemp(dir=self._scratch)) / "content"
 
-    def from_job(self, var: str, place: str) -> JobInput:
+    def from_job(self, var: str, place: str) -> Found:
         from airflow_provider_datasphere.client.errors import ResultsError
         from airflow_provider_datasphere.client.fetch import fetch_file
         from airflow_provider_datasphere.client.results import ResultsGoneError, require_results
@@ -97,24 +114,29 @@ class _Stage:
             raise JobRequestError(f"Input {var}: {place}: {error}") from error
         except (ResultsError, JobRequestError) as error:
             raise type(error)(f"Input {var}: {place}: {error}") from error
-        _check_size(var, place, file.size_bytes)
-        path = self._path_for(var, PurePosixPath(file.desc.path).name or file.desc.var)
+        what, size = f"Input {var}: {place}", file.size_bytes
+        path = self._path_for(var, plain_path(file.desc.path).rpartition("/")[2] or file.desc.var or var)
+
+        def fetch(stop: Event) -> Path:
+            check_room(what, size, self._scratch)
+            self._log.info("%s: fetching %d bytes.", what, size)
+            with writing(what, self._scratch):
+                fetched = self._new_file()
+                fetch_file(client, job.id, file, fetched, stop, self._log)
+                return fetched
 
         @contextmanager
-        def content() -> Iterator[Path]:
-            fetched = self._new_file()
-            self._log.info("Input %s: fetching %s (%d bytes).", var, place, file.size_bytes)
-            fetch_file(client, job.id, file, fetched, self._log)
+        def content(stop: Event) -> Iterator[Path]:
+            fetched = fetch(stop)
             try:
                 yield fetched
             finally:
                 fetched.unlink()
 
         if file.sha256:
-            return JobInput(var, path, file.sha256, file.size_bytes, file.compression_type, content)
-        fetched = self._new_file()
-        fetch_file(client, job.id, file, fetched, self._log)
-        return described(var, path, fetched, file.compression_type)
+            given = JobInput(var, path, file.sha256.lower(), size, file.compression_type, content)
+            return Found(what, size, 0, lambda: given)
+        return Found(what, size, size, lambda: described(var, path, fetch(self._stop), file.compression_type))
 
     def _client(self, conn_id: str | None) -> DataSphereClient:
         if conn_id not in self._clients:
@@ -123,70 +145,68 @@ class _Stage:
             self._clients[conn_id] = DataSphereHook(conn_id or DataSphereHook.default_conn_name).get_conn()
         return self._clients[conn_id]
 
-    def from_store(self, var: str, place: str) -> JobInput:
-        from yandex.cloud.datasphere.v2.jobs import jobs_pb2
-
-        from airflow_provider_datasphere.client.upload import described
+    def from_store(self, var: str, place: str) -> Found:
         from airflow_provider_datasphere.compat import ObjectStoragePath
 
-        try:
+        what = f"Input {var}: {place}"
+        with _readable(what):
             path = ObjectStoragePath(place)
             fs, key = path.fs, path.path.rstrip("/")
             found = fs.info(key)
-        except FileNotFoundError as error:
-            raise JobRequestError(f"Input {var}: {place} doesn't exist.") from error
-        except Exception as error:  # stores raise what they like; none of it is ours to know
-            raise DataSphereError(f"Input {var}: {place} can't be read: {type(error).__name__}: {error}") from error
-        name = PurePosixPath(key).name
-        local = self._new_file()
-        compression: int = jobs_pb2.NONE
-        try:
+            files = None
             if found["type"] == "directory":
+                below = fs.find(key, detail=True)
+                files = {name: entry for name, entry in below.items() if entry["type"] == "file"}
+                if not files:
+                    raise JobRequestError(f"{what} has no files.")
+            # Some stores don't know; then the input is measured when it is here.
+            size = sum(entry.get("size") or 0 for entry in ([found] if files is None else files.values()))
+        name = self._path_for(var, PurePosixPath(key).name)
+        return Found(what, size, size, lambda: self._fetched(var, what, name, size, fs, key, files))
+
+    def _fetched(
+        self, var: str, what: str, name: str, size: int, fs: Any, key: str, files: dict[str, Any] | None
+    ) -> JobInput:
+        from yandex.cloud.datasphere.v2.jobs import jobs_pb2
+
+        from airflow_provider_datasphere.client.upload import described
+
+        local = self._new_file()
+        with _readable(what):
+            if files is not None:
+                self._log.info("%s: fetching %d files (%d bytes).", what, len(files), size)
+                _zip_tree(fs, key, files, local)
                 compression = jobs_pb2.ZIP
-                self._zip_tree(var, place, fs, key, local)
             else:
-                _check_size(var, place, found["size"])
-                self._check_room(var, place, found["size"])
-                self._log.info("Input %s: fetching %s (%d bytes).", var, place, found["size"])
+                self._log.info("%s: fetching %d bytes.", what, size)
                 with fs.open(key, "rb", block_size=_READ_BYTES) as source, local.open("wb") as target:
                     shutil.copyfileobj(source, target, _COPY_BYTES)
-        except DataSphereError:
+                compression = jobs_pb2.NONE
+        return described(var, name, local, compression)
+
+
+@contextmanager
+def _readable(what: str) -> Iterator[None]:
+    try:
+        yield
+    except DataSphereError:
+        raise
+    except FileNotFoundError as error:
+        raise JobRequestError(f"{what} doesn't exist.") from error
+    except Exception as error:  # stores raise what they like; none of it is ours to know
+        if is_full(error):
             raise
-        except Exception as error:
-            raise DataSphereError(f"Input {var}: {place} can't be read: {type(error).__name__}: {error}") from error
-        return described(var, self._path_for(var, name), local, compression)
-
-    def _zip_tree(self, var: str, place: str, fs: Any, root: str, archive: Path) -> None:
-        """As a local directory is packed: uncompressed, sorted, entry names beginning with the directory's own."""
-        files = {key: entry for key, entry in fs.find(root, detail=True).items() if entry["type"] == "file"}
-        if not files:
-            raise JobRequestError(f"Input {var}: {place} has no files.")
-        total = sum(entry["size"] for entry in files.values())
-        _check_size(var, place, total)
-        self._check_room(var, place, total)
-        self._log.info("Input %s: fetching %d files of %s (%d bytes).", var, len(files), place, total)
-        with zipfile.ZipFile(archive, "w") as target:
-            for key in sorted(files):
-                entry = PurePosixPath(root).name + key.removeprefix(root)
-                # A fixed time stamp: the same content makes the same archive, which is then stored once.
-                info = zipfile.ZipInfo(entry)
-                info.external_attr = 0o644 << 16
-                info.file_size = files[key]["size"]
-                with fs.open(key, "rb", block_size=_READ_BYTES) as source, target.open(info, "w") as packed:
-                    shutil.copyfileobj(source, packed, _COPY_BYTES)
-
-    def _check_room(self, var: str, place: str, size: int) -> None:
-        free = shutil.disk_usage(self._scratch).free
-        if size > free:
-            raise DataSphereError(
-                f"Input {var}: {place} has {size} bytes, but this worker's {self._scratch} has only {free} left."
-            )
+        raise DataSphereError(f"{what} can't be read: {type(error).__name__}: {error}") from error
 
 
-def _check_size(var: str, place: str, size: int) -> None:
-    from airflow_provider_datasphere.client.upload import MAX_FILE_BYTES
-
-    if size > MAX_FILE_BYTES:
-        raise JobRequestError(
-            f"Input {var}: {place} has {size} bytes: DataSphere takes at most {MAX_FILE_BYTES} (5 GiB) a file."
-        )
+def _zip_tree(fs: Any, root: str, files: dict[str, Any], archive: Path) -> None:
+    """As a local directory is packed: uncompressed, sorted, entry names beginning with the directory's own."""
+    with zipfile.ZipFile(archive, "w") as target:
+        for key in sorted(files):
+            entry = PurePosixPath(root).name + key.removeprefix(root)
+            # A fixed time stamp: the same content makes the same archive, which is then stored once.
+            info = zipfile.ZipInfo(entry)
+            info.external_attr = 0o644 << 16
+            info.file_size = files[key].get("size") or 0
+            with fs.open(key, "rb", block_size=_READ_BYTES) as source, target.open(info, "w") as packed:
+                shutil.copyfileobj(source, packed, _COPY_BYTES)

@@ -265,6 +265,22 @@ def test_an_upload_that_stumbles_gets_there(
     assert emulator.journal.count("storage.put") >= 2
 
 
+def test_a_refused_link_does_not_end_the_uploads_with_new_links(
+    emulator: Emulator, client: DataSphereClient, tmp_path: Path
+) -> None:
+    source = emulator.create_scripted_job(
+        QUICK, files={"a": "-", "b": "-"}, inputs=[("a", "A"), ("b", "B")], outputs=[("out.csv", "RESULT")]
+    )
+    for name in ("A", "B"):
+        (tmp_path / name).write_bytes(name.encode() * 2_000_000)
+    emulator.faults.inject("storage.put", status=403, times=1)
+    emulator.faults.inject("storage.put", bytes_per_second=4_000_000, times=1)
+    given = {name: str(tmp_path / name) for name in ("A", "B")}
+    handle = submit(client, ForkRequest(source, vars=given), Submission(key="key"))
+    one_job_runs(emulator, source, handle)
+    assert emulator.journal.count("Clone") == 2
+
+
 def test_an_upload_that_fails_for_good_leaves_no_job(
     emulator: Emulator, client: DataSphereClient, source: str, with_input: dict[str, str]
 ) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import zipfile
+from threading import Event
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,6 +17,7 @@ from yandex.cloud.datasphere.v2.jobs import jobs_pb2
 from airflow_provider_datasphere.client.errors import DataSphereError, JobRequestError
 from airflow_provider_datasphere.compat import ObjectStoragePath
 from airflow_provider_datasphere.exceptions import ResultsError
+from airflow_provider_datasphere.filesystems.datasphere import DataSphereFileSystem
 from airflow_provider_datasphere.inputs import stage_vars
 from airflow_provider_datasphere.operators.results import DownloadJobResultsOperator
 from datasphere_emulator import Emulator
@@ -56,6 +58,7 @@ def emulator(running: Emulator, s3_url: str, monkeypatch: pytest.MonkeyPatch) ->
     }
     monkeypatch.setenv("AIRFLOW_CONN_DATASPHERE_DEFAULT", json.dumps(datasphere))
     monkeypatch.setenv("AIRFLOW_CONN_S3", json.dumps(s3))
+    DataSphereFileSystem.clear_instance_cache()  # another test's has another emulator
     running.journal.clear()
     yield running
     running.faults.clear()
@@ -225,7 +228,7 @@ def test_an_object_becomes_an_input(emulator: Emulator, s3_url: str, bucket: str
     (given,) = stage_vars({"DATA": f"{bucket}/in/data.bin"}, jobs_pb2.JobParameters(), client_of(emulator), tmp_path)
     assert (given.path, given.size_bytes, given.compression_type) == ("data.bin", len(content), jobs_pb2.NONE)
     assert given.sha256 == hashlib.sha256(content).hexdigest()
-    with given.content() as path:
+    with given.content(Event()) as path:
         assert path.is_relative_to(tmp_path)
         assert path.read_bytes() == content
 
@@ -239,7 +242,7 @@ def test_a_prefix_becomes_a_directory(emulator: Emulator, s3_url: str, bucket: s
     ]
     for given in staged:
         assert (given.path, given.compression_type) == ("data", jobs_pb2.ZIP)
-        with given.content() as path, zipfile.ZipFile(path) as archive:
+        with given.content(Event()) as path, zipfile.ZipFile(path) as archive:
             assert archive.namelist() == ["data/a", "data/b", "data/sub/c"]
             assert archive.read("data/sub/c") == b"in/data/sub/c"
     # The same content makes the same archive: the service keeps it once.

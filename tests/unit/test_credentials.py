@@ -399,6 +399,17 @@ def test_listeners_see_each_token_before_its_use(datasphere_emulator: Emulator, 
     assert heard[-1] == second != first
 
 
+def test_who_looked_before_a_fetch_landed_does_not_fetch_again(datasphere_emulator: Emulator, make: Make) -> None:
+    source = TokenSource(make())
+    token = source.token()
+    # Another thread, which saw no token a moment ago.
+    assert source._flying().result(timeout=5).value == token
+    # And one that saw this token's predecessor, due for renewal.
+    predecessor = credentials._Held.of(iam.IssuedToken("old", None))
+    assert source._flying(instead_of=predecessor).result(timeout=5).value == token
+    assert datasphere_emulator.journal.count("metadata.token") == 1
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_child_can_fetch(datasphere_emulator: Emulator, make: Make) -> None:
     source = TokenSource(make())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import logging
 import os
 import signal
 import subprocess
@@ -11,12 +12,18 @@ import sys
 import textwrap
 import threading
 import time
-from pathlib import Path
-from typing import TYPE_CHECKING
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from fsspec.implementations.local import LocalFileSystem
+from yandex.cloud.datasphere.v2.jobs import jobs_pb2
 
+from airflow_provider_datasphere.client.destinations import LocalFolder, LocalPart
 from airflow_provider_datasphere.client.download import download_job_files
+from airflow_provider_datasphere.client.fetch import Fetcher
+from airflow_provider_datasphere.client.links import Link
+from airflow_provider_datasphere.client.stores import StoreFolder
 from datasphere_emulator import Emulator
 from stored_jobs import add_output, client_of, ended_job, files_in, gets, only_files, random_bytes, zipped
 
@@ -24,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MEBIBYTE = 1024 * 1024
+log = logging.getLogger(__name__)
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +71,50 @@ def test_a_second_run_fetches_only_what_is_not_right(emulator: Emulator, tmp_pat
     # Of the directory only its archive's table of contents was looked at.
     assert by_content.pop(first[-1]["sha256"]).startswith("bytes=")
     assert set(by_content) == {hashlib.sha256(content).hexdigest() for content in (b"changed", b"lost")}
+
+
+class Blind(LocalFileSystem):
+    """A store that may be written to, but not looked at."""
+
+    def info(self, path: Any, **_: Any) -> Any:
+        raise PermissionError("Forbidden")
+
+    def isdir(self, path: Any) -> bool:
+        raise PermissionError("Forbidden")
+
+
+def test_who_may_not_look_downloads_all_the_same(emulator: Emulator, tmp_path: Path) -> None:
+    job_id = ended_job(emulator, {"file": b"content"})
+    add_output(emulator, job_id, "d", zipped({"d/x": b"x", "d/y": b"y"}), archive=True)
+    for _ in range(2):
+        download_job_files(
+            client_of(emulator),
+            job_id,
+            destination=lambda name, _: StoreFolder(Blind(), str(tmp_path), lambda path: f"blind://{path}", name),
+        )
+        assert only_files(tmp_path) == {"file": b"content", "d/x": b"x", "d/y": b"y"}
+
+
+def test_an_old_file_that_cannot_be_read_is_replaced(
+    emulator: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forbidden(*_: object) -> None:
+        raise PermissionError("Permission denied")
+
+    job_id = ended_job(emulator, {"file": b"content"})
+    (tmp_path / "file").write_bytes(b"CONTENT")
+    monkeypatch.setattr(LocalFolder, "read", forbidden)  # as root, who may read everything, runs this
+    download_job_files(client_of(emulator), job_id, output_dir=tmp_path)
+    assert only_files(tmp_path) == {"file": b"content"}
+
+
+def test_how_a_sha256_is_written_does_not_matter(emulator: Emulator, tmp_path: Path) -> None:
+    job_id = ended_job(emulator)
+    add_output(emulator, job_id, "file", b"content")
+    (tmp_path / "file").write_bytes(b"content")
+    (file,) = client_of(emulator).get(job_id).output_files
+    with LocalFolder(tmp_path, ".scratch") as folder:
+        assert folder.has(PurePosixPath("file"), file.size_bytes, file.sha256.upper())
 
 
 def test_a_directory_with_a_changed_file_is_unpacked_again(emulator: Emulator, tmp_path: Path) -> None:
@@ -108,6 +160,27 @@ def test_a_killed_download_leaves_nothing_visible_and_the_next_one_goes_on(emula
     assert files_in(tmp_path) == {"big": content, "dir/": b"", "dir/small": b"small"}
     (call,) = [call for call in gets(emulator) if call.request["sha256"] == hashlib.sha256(content).hexdigest()]
     assert int(call.request["range"].removeprefix("bytes=").rstrip("-")) > 2 * MEBIBYTE
+
+
+@pytest.mark.parametrize("recorded", [0, 7])
+def test_a_whole_part_that_cannot_be_checked_is_fetched_anew(emulator: Emulator, tmp_path: Path, recorded: int) -> None:
+    job_id = ended_job(emulator)
+    add_output(emulator, job_id, "stdout.txt", b"content", sha256="", size_bytes=recorded)
+    core = emulator.core
+    sha256 = hashlib.sha256(b"content").hexdigest()
+    url = core.storage.get_url(core.registry.find(job_id).job.project_id, sha256)
+    client = client_of(emulator)
+    (file,) = client.get(job_id).output_files
+
+    class Links:
+        def download_urls(self, *_: object) -> list[jobs_pb2.StorageFile]:
+            return [jobs_pb2.StorageFile(file=file, url=url)]
+
+    (tmp_path / "part").write_bytes(b"content")
+    part = LocalPart(tmp_path / "part", lambda: tmp_path / "file")
+    Fetcher(client.http, threading.Event(), log).fetch(Link(Links(), job_id, file), part)
+    part.commit()
+    assert (tmp_path / "file").read_bytes() == b"content"
 
 
 def test_two_downloads_to_one_folder_do_not_disturb_each_other(emulator: Emulator, tmp_path: Path) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
+import pickle
 import random
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,8 +13,10 @@ from typing import TYPE_CHECKING
 import fsspec
 import pytest
 
-from airflow_provider_datasphere.client.errors import JobRequestError
-from airflow_provider_datasphere.client.uri import JobFileUri, parse_job_file_uri
+from airflow_provider_datasphere import exceptions
+from airflow_provider_datasphere.client.download import download_job_files
+from airflow_provider_datasphere.client.errors import DataSphereError, JobRequestError
+from airflow_provider_datasphere.client.uri import JobFileUri, find_file, parse_job_file_uri, plain_path
 from airflow_provider_datasphere.compat import ObjectStoragePath
 from airflow_provider_datasphere.filesystems.datasphere import DataSphereFileSystem
 from airflow_provider_datasphere.hooks.datasphere import DataSphereHook
@@ -71,6 +76,26 @@ def test_uris_are_taken_apart(uri: str, expected: JobFileUri) -> None:
 def test_what_is_no_uri_of_a_job_says_how_one_looks(uri: str) -> None:
     with pytest.raises(JobRequestError, match=r"datasphere://\[<connection id>@\]<job id>/<output path or var>"):
         parse_job_file_uri(uri)
+
+
+@pytest.mark.parametrize(
+    ("path", "plain"),
+    [
+        ("a", "a"),
+        ("./a", "a"),
+        ("a/", "a"),
+        ("/a//b", "a/b"),
+        ("a/./b/../c", "a/c"),
+        ("../../a", "a"),
+        ("..", ""),
+        (".", ""),
+        ("", ""),
+        ("a b/.c/..d", "a b/.c/..d"),
+    ],
+)
+def test_a_path_has_one_plain_form(path: str, plain: str) -> None:
+    assert plain_path(path) == plain
+    assert plain_path(plain) == plain
 
 
 def test_fsspec_finds_it_and_lists_everything(emulator: Emulator, job_id: str) -> None:
@@ -173,6 +198,83 @@ def test_what_is_not_there_says_what_is(emulator: Emulator, job_id: str) -> None
     assert not fs.exists(f"{job_id}/nothing")
     assert not fs.exists(f"{running}/a")
     emulator.cancel_job(running)
+
+
+@pytest.mark.parametrize("code", ["PERMISSION_DENIED", "INVALID_ARGUMENT"])
+def test_what_may_not_be_seen_is_not_said_to_be_missing(emulator: Emulator, job_id: str, code: str) -> None:
+    fs = fsspec.filesystem("datasphere")
+    emulator.faults.inject("Get", code=code)
+    for look in (fs.ls, fs.info, fs.find, fs.exists, fs.isfile, fs.open):
+        with pytest.raises(DataSphereError, match=code):
+            look(job_id)
+    with pytest.raises(DataSphereError, match=code):
+        fs.glob(f"{job_id}/*")
+
+
+def test_a_connection_that_is_wrong_says_so(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_WRONG", json.dumps({"conn_type": "datasphere", "extra": {"endpoint": "a/b"}}))
+    with pytest.raises(exceptions.JobRequestError, match="endpoint='a/b'"):
+        fsspec.filesystem("datasphere", conn_id="wrong").find("bt1x")
+    extra = {**emulator.connection_extra(), "iam_token": "expired"}
+    monkeypatch.setenv("AIRFLOW_CONN_EXPIRED", json.dumps({"conn_type": "datasphere", "extra": extra}))
+    with pytest.raises(exceptions.JobRequestError, match="refuses the IAM token"):
+        fsspec.filesystem("datasphere", conn_id="expired").find("bt1x")
+
+
+def test_one_output_is_found_however_its_path_is_written(emulator: Emulator, tmp_path: Path) -> None:
+    job_id = ended_job(
+        emulator, {"./result.txt": b"1", "a//b.txt": b"2", "x/../up.txt": b"3", "/tmp/root.txt": b"4", "both": b"5"}
+    )
+    add_output(emulator, job_id, "./both", b"6")
+    add_output(emulator, job_id, "out/", zipped({"out/w": b"7"}), archive=True)
+    fs = fsspec.filesystem("datasphere")
+    assert fs.find(job_id) == [
+        f"{job_id}/{name}" for name in ("a/b.txt", "both", "out/w", "result.txt", "tmp/root.txt", "up.txt")
+    ]
+    job = fs.client.get(job_id)
+    for written, content in {
+        "./result.txt": b"1",
+        "result.txt": b"1",
+        "a/b.txt": b"2",
+        "a//b.txt": b"2",
+        "up.txt": b"3",
+        "x/../up.txt": b"3",
+        "tmp/root.txt": b"4",
+        "/tmp/root.txt": b"4",
+        "both": b"5",
+        "./both": b"6",
+    }.items():
+        assert fs.cat_file(f"datasphere://{job_id}/{written}") == content, written
+        assert find_file(job, written).sha256 == hashlib.sha256(content).hexdigest(), written
+    for written in ("out", "out/", "./out", "/out/."):
+        assert fs.ls(f"{job_id}/{written}", detail=False) == [f"{job_id}/out/w"]
+        assert find_file(job, written).desc.path == "out/"
+    assert fs.cat_file(f"{job_id}/./out//w") == b"7"
+    (entry,) = download_job_files(fs.client, job_id, files=["tmp/*"], output_dir=tmp_path)
+    assert entry["uri"] == f"file://{tmp_path}/tmp/root.txt"
+
+
+def test_the_working_folder_as_an_output_is_the_jobs_root(emulator: Emulator) -> None:
+    job_id = ended_job(emulator, {"/tmp/log": b"log"})
+    add_output(emulator, job_id, ".", zipped({"a": b"a", "sub/b": b"b"}), archive=True)
+    fs = fsspec.filesystem("datasphere")
+    assert fs.find(job_id) == [f"{job_id}/{name}" for name in ("a", "sub/b", "tmp/log")]
+    assert fs.cat_file(f"{job_id}/sub/b") == b"b"
+    assert fs.info(f"{job_id}/.")["type"] == "directory"
+    assert fs.ls(f"{job_id}/sub", detail=False) == [f"{job_id}/sub/b"]
+
+
+def test_an_open_file_travels_by_pickle(emulator: Emulator, job_id: str) -> None:
+    with fsspec.filesystem("datasphere", conn_id="other").open(f"{job_id}/sub/large.bin") as file:
+        file.seek(1000)
+        with pickle.loads(pickle.dumps(file)) as again:
+            assert again.read(500) == file.read(500) == LARGE[1000:1500]
+
+
+def test_a_file_is_fetched_into_an_open_file(emulator: Emulator, job_id: str) -> None:
+    target = io.BytesIO()
+    fsspec.filesystem("datasphere").get_file(f"{job_id}/sub/large.bin", target)
+    assert target.getvalue() == LARGE
 
 
 def test_nothing_can_be_changed(emulator: Emulator, job_id: str, tmp_path: Path) -> None:

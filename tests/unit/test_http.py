@@ -5,14 +5,21 @@ from __future__ import annotations
 import http.server
 import io
 import logging
+import shutil
+import subprocess
 import threading
+from base64 import b64encode
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from airflow_provider_datasphere.client.access_errors import SettingsError
 from airflow_provider_datasphere.client.http import Http, TransferError, TransientError, UrlRefusedError
 from airflow_provider_datasphere.client.links import Link, RangeReader
+from airflow_provider_datasphere.client.proxy import proxy_for
+from datasphere_emulator import Emulator
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -132,6 +139,78 @@ def test_proxies_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> N
             monkeypatch.setenv("NO_PROXY", "127.0.0.1")
             monkeypatch.setenv("no_proxy", "127.0.0.1")
             assert everything(Http(), direct) == (0, b"direct")
+
+
+@pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
+def test_a_proxy_without_a_scheme_is_told_the_password_as_it_is(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    told: list[str] = []
+
+    def answer(handler: Any) -> None:
+        told.append(handler.headers["Proxy-Authorization"])
+        send(handler, b"by proxy")
+
+    with served(answer) as (proxy, _):
+        monkeypatch.setenv(variable, f"us%C3%A9r:p%40ss%25@{proxy.removeprefix('http://')}")
+        assert everything(Http(), "http://storage.invalid/file") == (0, b"by proxy")
+    assert told == [f"Basic {b64encode('usér:p@ss%'.encode()).decode()}"]
+
+
+def test_this_machine_is_not_reached_through_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    with served(lambda handler: send(handler, b"direct")) as (direct, _):
+        assert everything(Http(), direct) == (0, b"direct")
+
+
+@pytest.mark.parametrize(
+    ("named", "canonical"),
+    [
+        ("proxy.corp:3128", "http://proxy.corp:3128"),
+        ("HTTP://proxy.corp", "http://proxy.corp:80"),
+        ("http://proxy.corp:3128/", "http://proxy.corp:3128"),
+        ("http://[2001:db8::1]:3128", "http://[2001:db8::1]:3128"),
+        ("http://user@proxy.corp:3128", "http://user@proxy.corp:3128"),
+        ("http://user:a/b@c#d%@proxy.corp:3128", "http://user:a%2Fb%40c%23d%25@proxy.corp:3128"),
+    ],
+)
+def test_a_proxy_has_one_form_for_all_who_use_it(monkeypatch: pytest.MonkeyPatch, named: str, canonical: str) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", named)
+    assert proxy_for("https://storage.invalid/file") == canonical
+
+
+@pytest.mark.parametrize(
+    "named", ["socks5h://{}proxy.corp:1080", "https://{}proxy.corp", "{}proxy.corp:http", "http://{}"]
+)
+def test_a_proxy_that_cannot_be_used_is_named_without_its_password(monkeypatch: pytest.MonkeyPatch, named: str) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", named.format("user:se@cret@"))
+    words = r"proxy for storage\.invalid is '.*://(proxy\.corp.*)?'.*HTTPS_PROXY"
+    with pytest.raises(SettingsError, match=words) as caught:
+        everything(Http(), f"https://storage.invalid/file?{SECRET}")
+    assert not any(word in str(caught.value) for word in ("cret", "user", SECRET))
+
+
+def test_a_bundle_of_the_environment_may_be_a_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl names the files of such a directory")
+    with Emulator(tls=True) as emulator:
+        shutil.copy(str(emulator.root_certificates), tmp_path / "ca.pem")
+        subprocess.run(["openssl", "rehash", str(tmp_path)], check=True)
+        with pytest.raises(TransientError, match="TLS failed"):
+            everything(Http(), emulator.url)
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path))
+        assert everything(Http(), emulator.url)[1]
+
+
+@pytest.mark.parametrize("name", ["nothing.pem", "empty.pem"])
+def test_certificates_that_are_none_are_named_with_where_they_come_from(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "empty.pem").touch()
+    reason = rf"='{tmp_path}/{name}': (can't be read: No such|holds no)"
+    with pytest.raises(SettingsError, match=f"root_certificates{reason}"):
+        Http(str(tmp_path / name))
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / name))
+    with pytest.raises(SettingsError, match=f"REQUESTS_CA_BUNDLE{reason}"):
+        Http()
 
 
 @pytest.mark.parametrize(

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
+import os
+import threading
+import time
 import uuid
 import zipfile
+from collections import namedtuple
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from yandex.cloud.datasphere.v2.jobs import jobs_pb2
 
-from airflow_provider_datasphere.client import upload
-from airflow_provider_datasphere.client.errors import JobRequestError, ResultsError
+from airflow_provider_datasphere.client import staging
+from airflow_provider_datasphere.client.destinations import LocalPart
+from airflow_provider_datasphere.client.errors import DataSphereError, JobRequestError, ResultsError
 from airflow_provider_datasphere.client.fork import ForkRequest
+from airflow_provider_datasphere.client.service import Interrupted
 from airflow_provider_datasphere.client.submit import Submission, submit
 from airflow_provider_datasphere.inputs import stage_vars
 from datasphere_emulator import Emulator, Script
@@ -47,7 +55,7 @@ def stage(emulator: Emulator, scratch: Path, source: Any = NOTHING, **vars: str)
 
 
 def content_of(given: JobInput) -> bytes:
-    with given.content() as path:
+    with given.content(Event()) as path:
         return path.read_bytes()
 
 
@@ -101,6 +109,37 @@ def test_names_that_are_taken_give_way(emulator: Emulator, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
+    ("kept", "output", "expected"),
+    [
+        ("./data.csv", "data.csv", "DATA/data.csv"),
+        ("a/../data.csv", "data.csv", "DATA/data.csv"),
+        ("data/in.csv", "out/data", "DATA/data"),
+        ("data.csv", "data.csv", "DATA/data.csv"),
+        ("DATA", "DATA", "DATA_/DATA"),
+        ("data.csv2", "data.csv", "data.csv"),
+    ],
+)
+def test_a_staged_name_gives_way_to_what_it_would_overlap(
+    emulator: Emulator, tmp_path: Path, kept: str, output: str, expected: str
+) -> None:
+    job_id = ended_job(emulator, {output: b"x"})
+    source = jobs_pb2.JobParameters(input_files=[jobs_pb2.File(desc=jobs_pb2.FileDesc(path=kept, var="KEPT"))])
+    (given,) = stage(emulator, tmp_path, source, DATA=f"datasphere://{job_id}/{output}")
+    assert given.path == expected
+
+
+@pytest.mark.parametrize("place", ["data.csv", "./data.csv", "{here}/data.csv", "file://data.csv"])
+def test_a_staged_name_gives_way_to_a_local_input(
+    emulator: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("data.csv").write_bytes(b"local")
+    job_id = ended_job(emulator, {"data.csv": b"x"})
+    far, _ = stage(emulator, tmp_path, FAR=f"datasphere://{job_id}/data.csv", NEAR=place.format(here=tmp_path))
+    assert far.path == "FAR/data.csv"
+
+
+@pytest.mark.parametrize(
     ("place", "error", "reason"),
     [
         ("nowhere/data", JobRequestError, "Input DATA: nowhere/data doesn't exist"),
@@ -127,9 +166,73 @@ def test_what_cannot_be_an_input_is_named(
 
 def test_what_the_service_would_refuse_is_refused_before_it_is_fetched(emulator: Emulator, tmp_path: Path) -> None:
     job_id = ended_job(emulator)
-    add_output(emulator, job_id, "huge", b"x", size_bytes=upload.MAX_FILE_BYTES + 1)
+    add_output(emulator, job_id, "huge", b"x", size_bytes=staging.MAX_FILE_BYTES + 1)
     with pytest.raises(JobRequestError, match=r"Input DATA: .*huge has 5368709121 bytes: .*5 GiB"):
         stage(emulator, tmp_path, DATA=f"datasphere://{job_id}/huge")
+    for name in ("one", "two", "three"):
+        add_output(emulator, job_id, name, b"x", size_bytes=4 * 1024**3, sha256="")
+    places = {name: f"datasphere://{job_id}/{name}" for name in ("one", "two", "three")}
+    with pytest.raises(JobRequestError, match=r"have 12884901888 bytes together: .*10 GiB"):
+        stage(emulator, tmp_path, **places)
+    assert gets(emulator) == []
+
+
+def test_a_directory_that_is_too_large_is_not_even_packed(emulator: Emulator, tmp_path: Path) -> None:
+    data, scratch = tmp_path / "data", tmp_path / "scratch"
+    for folder in (data / "sub", scratch):
+        folder.mkdir(parents=True)
+    for name in ("a", "sub/b"):
+        (data / name).touch()
+        os.truncate(data / name, 3 * 1024**3)  # takes no room on the disk
+    with pytest.raises(JobRequestError, match=r"Input DATA: .*/data has 6442450944 bytes: .*5 GiB"):
+        stage(emulator, scratch, DATA=str(data))
+    assert list(scratch.iterdir()) == []
+
+
+def little_room(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
+    usage = namedtuple("usage", ["free"])
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage(free))
+
+
+def test_what_has_no_room_is_not_begun(emulator: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, scratch = tmp_path / "data", tmp_path / "scratch"
+    for folder in (data, scratch):
+        folder.mkdir()
+    (data / "a").write_bytes(bytes(600))
+    job_id = ended_job(emulator)
+    add_output(emulator, job_id, "unknown", bytes(600), sha256="")
+    add_output(emulator, job_id, "known", bytes(1100))
+    little_room(monkeypatch, 1000)
+    words = r"LOCAL: .* and Input FAR: .*: 1200 bytes have .* only 1000 left"
+    with pytest.raises(DataSphereError, match=words) as caught:
+        stage(emulator, scratch, LOCAL=str(data), FAR=f"datasphere://{job_id}/unknown")
+    assert not isinstance(caught.value, JobRequestError)
+    assert list(scratch.iterdir()) == []
+    # What the service has already needs no room here; if it hasn't, that shows when it asks.
+    (known,) = stage(emulator, scratch, DATA=f"datasphere://{job_id}/known")
+    with pytest.raises(DataSphereError, match=r"Input DATA: .*: 1100 bytes have .* only 1000 left") as caught:
+        content_of(known)
+    assert not isinstance(caught.value, JobRequestError)
+    assert gets(emulator) == []
+
+
+def test_a_disk_that_fills_up_is_not_the_inputs_fault(
+    emulator: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "a").write_bytes(b"a")
+    job_id = ended_job(emulator, {"far": b"far"})
+    monkeypatch.setattr("zipfile.ZipFile.write", full)
+    monkeypatch.setattr(LocalPart, "write", full)
+    (far,) = stage(emulator, tmp_path, FAR=f"datasphere://{job_id}/far")
+    for copying in (lambda: stage(emulator, tmp_path, LOCAL=str(data)), lambda: content_of(far)):
+        with pytest.raises(DataSphereError, match=r"Input \w+: .* can't be copied .*: No space left") as caught:
+            copying()
+        assert not isinstance(caught.value, JobRequestError)
 
 
 # Through a fork
@@ -195,6 +298,56 @@ def test_a_damaged_source_never_becomes_an_input(
     assert emulator.journal.calls("storage.put") == []
     assert emulator.journal.calls("Execute") == []
     assert [path for path in tmp_path.rglob("*") if "datasphere-emulator" not in str(path) and path.is_file()] == []
+
+
+def test_fetching_ends_with_the_task(emulator: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Emulator(tls=False) as elsewhere:
+        connection = json.dumps({"conn_type": "datasphere", "extra": elsewhere.connection_extra()})
+        monkeypatch.setenv("AIRFLOW_CONN_ELSEWHERE", connection)
+        job_id = ended_job(elsewhere, {"result.bin": random_bytes(20_000_000)})
+        elsewhere.faults.inject("storage.get", bytes_per_second=1_000_000)
+        source = emulator.create_job("true", files={"old": "old"}, inputs=[("old", "DATA")])
+        client = client_of(emulator)
+        request = ForkRequest(source_job_id=source, vars={"DATA": f"datasphere://elsewhere@{job_id}/result.bin"})
+        began: list[float] = []
+
+        def cloned(_: str) -> None:
+            began.append(time.monotonic())
+            threading.Timer(1.0, client.interrupt).start()
+
+        submission = Submission(
+            key=uuid.uuid4().hex,
+            stage=lambda *given: stage_vars(given[0], given[1], client, given[2]),
+            cloned=cloned,
+        )
+        with pytest.raises(Interrupted):
+            submit(client, request, submission)
+        assert time.monotonic() - began[0] < 10
+        assert len(gets(elsewhere)) == 1
+
+
+def test_fetching_ends_with_the_input_beside_it(
+    emulator: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Emulator(tls=False) as elsewhere:
+        connection = json.dumps({"conn_type": "datasphere", "extra": elsewhere.connection_extra()})
+        monkeypatch.setenv("AIRFLOW_CONN_ELSEWHERE", connection)
+        job_id = ended_job(elsewhere, {"result.bin": random_bytes(20_000_000)})
+        elsewhere.faults.inject("storage.get", bytes_per_second=1_000_000)
+        emulator.faults.inject("storage.put", status=400, delay=0.5)
+        (tmp_path / "near").write_bytes(uuid.uuid4().bytes)
+        source = emulator.create_job("true", files={"a": "-", "b": "-"}, inputs=[("a", "FAR"), ("b", "NEAR")])
+        client = client_of(emulator)
+        places = {"FAR": f"datasphere://elsewhere@{job_id}/result.bin", "NEAR": str(tmp_path / "near")}
+        began: list[float] = []
+        submission = Submission(
+            key=uuid.uuid4().hex,
+            stage=lambda *given: stage_vars(given[0], given[1], client, given[2]),
+            cloned=lambda _: began.append(time.monotonic()),
+        )
+        with pytest.raises(DataSphereError, match=r"Upload of input NEAR .* answered 400"):
+            submit(client, ForkRequest(source_job_id=source, vars=places), submission)
+        assert time.monotonic() - began[0] < 10
 
 
 def test_a_directory_travels_as_its_archive(emulator: Emulator) -> None:

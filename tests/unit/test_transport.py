@@ -6,6 +6,7 @@ import json
 import socket
 import socketserver
 import threading
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -119,13 +120,14 @@ class Proxy(socketserver.ThreadingTCPServer):
 
     def __init__(self, target: tuple[str, int]) -> None:
         self.asked: list[str] = []
+        self.headers: list[str] = []
         outer = self
 
         class Handler(socketserver.StreamRequestHandler):
             def handle(self) -> None:
                 outer.asked.append(self.rfile.readline().decode().split()[1])
-                while self.rfile.readline().strip():
-                    pass
+                while line := self.rfile.readline().strip():
+                    outer.headers.append(line.decode())
                 with socket.create_connection(target) as upstream:
                     self.wfile.write(b"HTTP/1.1 200 OK\r\n\r\n")
                     back = threading.Thread(target=self.copy, args=(upstream, self.connection), daemon=True)
@@ -179,6 +181,20 @@ async def test_the_environments_proxy_is_used(
     with pytest.raises(ServerCertificateError):
         await AsyncChannels.shared(settings).unary("projects", "Get", request, timeout=10)
     assert set(proxy.asked) == {f"{variable.lower()}.example:443"}
+
+
+@pytest.mark.parametrize("variable", ["HTTPS_PROXY", "ALL_PROXY"])
+def test_a_proxy_without_a_scheme_and_with_a_password_is_used(
+    datasphere_emulator: Emulator, proxy: Proxy, no_proxies: pytest.MonkeyPatch, variable: str
+) -> None:
+    no_proxies.setenv(variable, f"user:p%40ss%25@{proxy.url.removeprefix('http://')}")
+    target = f"plain-{variable.lower()}.example:443"
+    settings = settings_of(datasphere_emulator, endpoint=target, root_certificates=None)
+    request = GetProjectRequest(project_id=datasphere_emulator.project_id)
+    with pytest.raises(ServerCertificateError):
+        Channels(settings).unary("projects", "Get", request, timeout=10)
+    assert set(proxy.asked) == {target}
+    assert f"Proxy-Authorization: Basic {b64encode(b'user:p@ss%').decode()}" in proxy.headers
 
 
 def test_no_proxy_for_loopback_and_exceptions(

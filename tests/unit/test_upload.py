@@ -10,6 +10,7 @@ import zipfile
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -114,7 +115,7 @@ def test_a_directory_becomes_a_sorted_zip_under_its_own_name(tmp_path: Path) -> 
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     given = local_input("DATA", str(source), scratch)
-    with given.content() as path, zipfile.ZipFile(path) as archive:
+    with given.content(Event()) as path, zipfile.ZipFile(path) as archive:
         assert archive.namelist() == ["data/a", "data/link", "data/z", "data/sub/m", "data/sub/deep/x"]
         assert {info.compress_type for info in archive.infolist()} == {zipfile.ZIP_STORED}
         assert archive.read("data/link") == b"a"
@@ -127,13 +128,19 @@ def test_the_current_folder_has_its_real_name(tmp_path: Path, monkeypatch: pytes
     folder.mkdir()
     (folder / "file").write_text("x")
     monkeypatch.chdir(folder)
-    with local_input("DATA", ".", tmp_path).content() as path, zipfile.ZipFile(path) as archive:
+    with local_input("DATA", ".", tmp_path).content(Event()) as path, zipfile.ZipFile(path) as archive:
         assert archive.namelist() == ["folder/file"]
 
 
 def test_what_is_not_there_is_named_with_a_way_out(tmp_path: Path) -> None:
     with pytest.raises(JobRequestError, match=r"Input DATA: nowhere/data\.csv doesn't exist.*s3://"):
         local_input("DATA", "nowhere/data.csv", tmp_path)
+
+
+@pytest.mark.parametrize("path", ["", "  ", "file://"])
+def test_nothing_is_not_the_current_folder(tmp_path: Path, path: str) -> None:
+    with pytest.raises(JobRequestError, match=f"Input DATA: its path is {path!r}"):
+        local_input("DATA", path, tmp_path)
 
 
 def test_what_is_neither_file_nor_directory_is_refused(tmp_path: Path) -> None:
@@ -188,9 +195,17 @@ def test_the_same_content_twice_is_uploaded_once(emulator: Emulator, tmp_path: P
     assert len(puts(emulator)) == 1
 
 
+def test_how_the_service_writes_a_sha256_does_not_matter(emulator: Emulator, tmp_path: Path) -> None:
+    (given,) = make(tmp_path, given=b"in capitals")
+    (entry,) = wanted(emulator, given)
+    entry.file.sha256 = entry.file.sha256.upper()
+    upload_inputs([given], [entry], client_of(emulator).http, log)
+    assert stored(emulator, given) == b"in capitals"
+
+
 def test_what_is_stored_already_is_not_even_opened(emulator: Emulator, tmp_path: Path) -> None:
     (given,) = make(tmp_path, given=b"known")
-    never = replace(given, content=lambda: pytest.fail("nobody asked for it"))
+    never = replace(given, content=lambda _: pytest.fail("nobody asked for it"))
     upload_inputs([never], [], client_of(emulator).http, log)
     upload_inputs([never], wanted(emulator, never, url=""), client_of(emulator).http, log)
     assert puts(emulator) == []
@@ -250,7 +265,7 @@ def test_a_file_that_changes_under_way_is_refused(emulator: Emulator, tmp_path: 
     (given,) = make(tmp_path, given=b"content")
 
     @contextmanager
-    def content() -> Iterator[Path]:
+    def content(_: Event) -> Iterator[Path]:
         Path(given.path).write_bytes(now)
         yield Path(given.path)
 

@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING
 
 from airflow_provider_datasphere.client.errors import JobRequestError, ResultsError
+from airflow_provider_datasphere.client.staging import is_full
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,17 +33,32 @@ def zip_directory(directory: Path, archive: Path) -> None:
     links to files are followed, links to directories and empty directories are left out.
 
     :raises JobRequestError: a file that can't be read, or that is neither a file nor a directory.
+    :raises OSError: the disk is full.
     """
     with zipfile.ZipFile(archive, "w", strict_timestamps=False) as target:
-        for root, directories, names in os.walk(directory, onerror=_unreadable):
-            directories.sort()
-            for name in sorted(names):
-                path = Path(root, name)
-                require_regular_file(path, f"{path} in the directory {directory}")
-                try:
-                    target.write(path, path.relative_to(directory.parent))
-                except OSError as error:
-                    _unreadable(error)
+        for path, _ in _files_of(directory):
+            try:
+                target.write(path, path.relative_to(directory.parent))
+            except OSError as error:
+                if is_full(error):
+                    raise
+                _unreadable(error)
+
+
+def directory_size(directory: Path) -> int:
+    """How many bytes the files have together that :func:`zip_directory` packs.
+
+    :raises JobRequestError: as there.
+    """
+    return sum(found.st_size for _, found in _files_of(directory))
+
+
+def _files_of(directory: Path) -> Iterator[tuple[Path, os.stat_result]]:
+    for root, directories, names in os.walk(directory, onerror=_unreadable):
+        directories.sort()
+        for name in sorted(names):
+            path = Path(root, name)
+            yield path, require_regular_file(path, f"{path} in the directory {directory}")
 
 
 def require_regular_file(path: Path, what: str) -> os.stat_result:

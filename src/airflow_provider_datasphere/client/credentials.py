@@ -193,13 +193,22 @@ class TokenSource:
             return None
         now = time.monotonic()
         if now >= held.renew_at and now >= self._renewal_not_before:
-            self._flying()
+            self._flying(instead_of=held)
         return held
 
-    def _flying(self) -> Future[_Held]:
-        """The fetch under way, begun now if there is none."""
+    def _flying(self, instead_of: _Held | None = None) -> Future[_Held]:
+        """The fetch under way, begun now if there is none.
+
+        :param instead_of: a token that is still good, but shall be renewed.
+        """
         with self._lock:
             if self._flight is None:
+                held = self._held
+                if held is not None and held is not instead_of and held.usable:
+                    # Another thread's fetch has ended since this one looked.
+                    landed: Future[_Held] = Future()
+                    landed.set_result(held)
+                    return landed
                 self._flight = Future()
                 threading.Thread(target=self._fetch, args=(self._flight,), name="datasphere-token", daemon=True).start()
             return self._flight

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import logging
 import os
 import re
 import secrets
@@ -22,6 +23,8 @@ from airflow_provider_datasphere.client.errors import ResultsError
 if TYPE_CHECKING:
     import zipfile
     from collections.abc import Callable, Collection, Iterator
+
+log = logging.getLogger(__name__)
 
 
 class Part(ABC):
@@ -97,8 +100,8 @@ class Destination(ABC):
         """The address of a file there, for the manifest."""
 
     def has(self, path: PurePosixPath, size: int, sha256: str) -> bool:
-        """Whether exactly this content is there."""
-        return bool(sha256) and self._is_same(path, size, sha256, hashlib.sha256())
+        """Whether exactly this content is there, as far as that can be seen."""
+        return bool(sha256) and self._is_same(path, size, sha256.lower(), hashlib.sha256())
 
     def has_all(self, path: PurePosixPath, listing: Listing) -> bool:
         """Whether exactly these files are below ``path`` (others may be there too)."""
@@ -108,11 +111,17 @@ class Destination(ABC):
         return self._is_same(path, member.size_bytes, f"{member.crc:08x}", _Crc32())
 
     def _is_same(self, path: PurePosixPath, size: int, expected: str, digest: Any) -> bool:
-        if self.size_of(path) != size:
+        try:
+            if self.size_of(path) != size:
+                return False
+            with self.read(path) as stream:
+                while chunk := stream.read(COPY_BYTES):
+                    digest.update(chunk)
+        except OSError as error:
+            # Who may write somewhere needn't have the right to look there. S3 even forbids looking for what isn't there
+            # to those who may not list the bucket.
+            log.debug("Can't compare what is at %s: %s", path, error)
             return False
-        with self.read(path) as stream:
-            while chunk := stream.read(COPY_BYTES):
-                digest.update(chunk)
         return bool(digest.hexdigest() == expected)
 
 

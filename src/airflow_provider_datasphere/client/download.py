@@ -19,6 +19,7 @@ from airflow_provider_datasphere.client.fetch import Fetcher
 from airflow_provider_datasphere.client.http import StoppedError, TransferError, TransientError
 from airflow_provider_datasphere.client.links import Link, RangeReader, file_key, urls_by_file
 from airflow_provider_datasphere.client.results import JobFile, downloadable
+from airflow_provider_datasphere.client.uri import plain_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -97,21 +98,16 @@ def download_job_files(
 def _lay_out(selected: Iterable[JobFile], job_id: str) -> list[_Item]:
     """Where each file goes below the destination.
 
-    Absolute paths lose their root and what climbs above the destination stays at its top, as tar and unzip do it. A log
-    or diagnostic file with the path of an output goes to ``logs`` or ``diagnostics``.
+    Nothing leaves it, see :func:`plain_path`. A log or diagnostic file with the path of an output goes to ``logs`` or
+    ``diagnostics``.
     """
     items: dict[PurePosixPath, _Item] = {}
     for kind, file in selected:
-        parts: list[str] = []
-        for part in file.desc.path.split("/"):
-            if part == "..":
-                del parts[-1:]
-            elif part not in ("", "."):
-                parts.append(part)
+        path = plain_path(file.desc.path)
         # A directory output may be the working folder itself; a file must have a name.
-        if "\0" in file.desc.path or not (parts or _is_archive(file)):
+        if "\0" in path or not (path or _is_archive(file)):
             raise ResultsError(f"Job {job_id} has a file whose path can't be used here: {file.desc.path!r}.")
-        target = PurePosixPath(*parts)
+        target = PurePosixPath(path)
         if target in items and kind != "output":
             target = PurePosixPath(f"{kind}s", target)
         item = _Item(kind, file, target)
@@ -220,6 +216,14 @@ class _Download:
                 self._links[item.target] = Link(self._client, self._job_id, item.file, url)
 
     def _already_right(self, item: _Item) -> bool:
+        try:
+            return self._is_right(item)
+        except OSError as error:
+            # Not to be allowed to look, where one may write, is no reason to fail.
+            self._log.debug("Can't compare %s: %s", item.name, error)
+            return False
+
+    def _is_right(self, item: _Item) -> bool:
         file = item.file
         if not _is_archive(file):
             return self._place.has(item.target, file.size_bytes, file.sha256)
@@ -232,7 +236,7 @@ class _Download:
             with open_archive(cast("BinaryIO", BufferedReader(reader, _TAIL_BYTES))) as archive:
                 listing = list_archive(archive, item.target.name, file.size_bytes)
                 return self._place.has_all(item.target, listing)
-        except (ResultsError, OSError) as error:
+        except ResultsError as error:
             self._log.debug("Can't compare the directory %s: %s", item.name, error)
             return False
 
@@ -280,10 +284,10 @@ class _Download:
         }
 
     def _complaint(self, items: Sequence[_Item], failures: dict[str, BaseException]) -> str:
-        failed = [item.name for item in items if item.name in failures]
-        tried = [name for name in failed if not isinstance(failures[name], _NotTriedError)]
-        lines = [f"- {name}: {_reason(failures[name])}" for name in tried]
-        if others := [name for name in failed if name not in tried]:
+        names = dict.fromkeys(item.name for item in items if item.name in failures)
+        tried = {name: failures[name] for name in names if not isinstance(failures[name], _NotTriedError)}
+        lines = [f"- {name}: {_reason(error)}" for name, error in tried.items()]
+        if others := [name for name in names if name not in tried]:
             lines.append(f"- not tried any more, since these failed one after the other: {', '.join(others)}")
         return (
             f"{len(failures)} of {len(items)} files of job {self._job_id} couldn't be downloaded:\n"

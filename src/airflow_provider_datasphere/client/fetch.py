@@ -51,6 +51,10 @@ class Fetcher:
             for chunk in part.existing():
                 self.check_stop()
                 digest.update(chunk)
+            if not file.sha256 and part.size >= file.size_bytes:
+                # Nothing may be left to ask for (which is an error, HTTP 416), and what is there can't be checked.
+                part.restart()
+                digest.restart()
             for tries_left in reversed(range(WHOLE_TRIES)):
                 if part.size < file.size_bytes or not file.sha256:
                     self._stream(link, part, digest)
@@ -109,13 +113,12 @@ class Fetcher:
             raise StoppedError("the download was told to stop")
 
 
-def fetch_file(client: JobService, job_id: str, file: jobs_pb2.File, target: Path, log: Any) -> None:
+def fetch_file(client: JobService, job_id: str, file: jobs_pb2.File, target: Path, stop: Event, log: Any) -> None:
     """Fetch one file of a job to ``target``, checked; the archive of a directory stays packed.
 
+    :param stop: set from outside to end it.
     :raises ResultsError: it can't be had as the job recorded it.
     """
-    stop = Event()
-    client.on_interrupt(stop.set)
     part = LocalPart(target.with_name(f"{target.name}.part"), lambda: target)
     try:
         Fetcher(client.http, stop, log).fetch(Link(client, job_id, file), part)

@@ -15,6 +15,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, cast
 
 from airflow_provider_datasphere.client.errors import JobRequestError
+from airflow_provider_datasphere.client.staging import check_sizes
 
 if TYPE_CHECKING:
     from yandex.cloud.datasphere.v2.jobs import jobs_pb2
@@ -25,8 +26,6 @@ GIB = 1 << 30
 #: What the SDK sends with every Create and Clone.
 DEFAULT_DATA_TTL = timedelta(days=14)
 INFINITY = "infinity"
-MAX_FILE_BYTES = 5 * GIB
-MAX_TOTAL_BYTES = 10 * GIB
 MAX_ENTRIES = 100
 MIN_WORKING_STORAGE_GIB = 100
 EXPIRY_WARNING = timedelta(days=3)
@@ -201,7 +200,8 @@ def plan_fork(request: ForkRequest, source: jobs_pb2.Job) -> ForkPlan:
     """Check a request against its source job.
 
     :raises JobRequestError: the source's data are cleared; an argument or variable that the source doesn't have
-        (the message lists those it has); an output variable given a URI; outputs that overlap; too many entries.
+        (the message lists those it has); a variable given nothing; an output variable given a URI; outputs that
+        overlap; too many entries.
     """
     if source.data_cleared:
         raise JobRequestError(
@@ -217,6 +217,13 @@ def plan_fork(request: ForkRequest, source: jobs_pb2.Job) -> ForkPlan:
 
     input_vars = {var: path for var, path in request.vars.items() if var in old_inputs}
     output_vars = {var: path for var, path in request.vars.items() if var not in old_inputs}
+    for var, path in input_vars.items():
+        # Nothing, as of a template whose XCom is empty, would otherwise be the worker's current folder.
+        if not path.removeprefix("file://").strip():
+            raise JobRequestError(
+                f"vars[{var!r}] is {path!r}: give a local path or a URI for this input of job {source.id}, or leave "
+                f"{var} out to keep the source's file."
+            )
     for var, path in output_vars.items():
         if _URI.match(path):
             raise JobRequestError(
@@ -242,17 +249,8 @@ def overrides_message(plan: ForkPlan, inputs: Sequence[JobInput]) -> jobs_pb2.Jo
     """
     from yandex.cloud.datasphere.v2.jobs import jobs_pb2
 
-    for job_input in inputs:
-        if job_input.size_bytes > MAX_FILE_BYTES:
-            raise JobRequestError(
-                f"vars[{job_input.var!r}] ({job_input.path}) has {job_input.size_bytes} bytes: DataSphere takes at "
-                f"most {MAX_FILE_BYTES} (5 GiB) a file."
-            )
-    total = sum(job_input.size_bytes for job_input in inputs)
-    if total > MAX_TOTAL_BYTES:
-        raise JobRequestError(
-            f"The inputs in vars have {total} bytes together: DataSphere takes {MAX_TOTAL_BYTES} (10 GiB)."
-        )
+    # Those that were copied were checked before; only now all sizes are known.
+    check_sizes((f"vars[{job_input.var!r}] ({job_input.path})", job_input.size_bytes) for job_input in inputs)
     # Relative paths of the source's inputs are compared as if they were here, as the SDK does.
     paths = [*(job_input.path for job_input in inputs), *plan.kept_inputs]
     _refuse_overlaps("vars (inputs)", map(os.path.abspath, paths))
@@ -316,10 +314,15 @@ def _refuse_unknown(
         )
 
 
+def overlapping(path: PurePosixPath, others: Iterable[PurePosixPath]) -> PurePosixPath | None:
+    """The first of ``others`` that is the same file as ``path``, a folder above it, or a file in it."""
+    return next((other for other in others if path == other or other in path.parents or path in other.parents), None)
+
+
 def _refuse_overlaps(field_name: str, paths: Iterable[str]) -> None:
     seen: set[PurePosixPath] = set()
     for path in map(PurePosixPath, paths):
-        clash = next((other for other in seen if path == other or other in path.parents or path in other.parents), None)
+        clash = overlapping(path, seen)
         if clash is not None:
             raise JobRequestError(
                 f"{field_name}: {str(path)!r} and {str(clash)!r} overlap; each file needs its own path."

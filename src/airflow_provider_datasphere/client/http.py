@@ -5,11 +5,9 @@ A presigned URL is a credential for its file: it appears in no message here, onl
 
 from __future__ import annotations
 
-import os
 import socket
 import ssl
 import time
-import urllib.request
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from threading import Event, Lock, Thread
@@ -19,6 +17,9 @@ from urllib.parse import urlsplit
 import tenacity
 import urllib3
 from urllib3.exceptions import HTTPError, MaxRetryError
+
+from airflow_provider_datasphere.client.certificates import ssl_context
+from airflow_provider_datasphere.client.proxy import proxy_for, proxy_headers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -55,8 +56,8 @@ class StoppedError(TransferError):
 class Http:
     """A pool of HTTP(S) connections to the hosts of presigned URLs. Thread-safe.
 
-    TLS trusts the system's certificates, those of `certifi` where it is installed, and ``root_certificates``.
-    Proxies are taken from the environment (``HTTPS_PROXY``, ``HTTP_PROXY``, ``NO_PROXY``).
+    Trusts what :func:`~airflow_provider_datasphere.client.certificates.ssl_context` says, and goes through the proxies
+    of :func:`~airflow_provider_datasphere.client.proxy.proxy_for`.
 
     :param root_certificates: path of a PEM file with certificates to trust in addition.
     :param connect_timeout: seconds to establish a connection.
@@ -89,7 +90,7 @@ class Http:
             "timeout": urllib3.Timeout(connect=connect_timeout, read=read_timeout),
             # Redirects of the storage are followed; everything else is retried by us, who know the offset.
             "retries": urllib3.Retry(total=None, connect=0, read=0, status=0, other=0, redirect=3),
-            "ssl_context": _ssl_context(root_certificates),
+            "ssl_context": ssl_context(root_certificates),
         }
         if not version("urllib3").startswith("1."):  # urllib3 1.26 sends bodies in pieces of its own size
             self._options["blocksize"] = CHUNK_BYTES
@@ -224,13 +225,11 @@ class Http:
         raise TransferError(answer)
 
     def _pool(self, url: str) -> urllib3.PoolManager:
-        parts = urlsplit(url)
-        proxy = urllib.request.getproxies().get(parts.scheme)
-        if not proxy or urllib.request.proxy_bypass(parts.hostname or ""):
+        proxy = proxy_for(url)
+        if proxy is None:
             return self._direct
         if proxy not in self._proxied:
-            address = proxy if "://" in proxy else f"http://{proxy}"
-            self._proxied[proxy] = urllib3.ProxyManager(address, proxy_headers=_proxy_headers(address), **self._options)
+            self._proxied[proxy] = urllib3.ProxyManager(proxy, proxy_headers=proxy_headers(proxy), **self._options)
         return self._proxied[proxy]
 
 
@@ -329,24 +328,3 @@ def _storage_message(text: str) -> str:
         if f"<{tag}>" in text and f"</{tag}>" in text
     ]
     return f" ({': '.join(found)[:300]})" if found else ""
-
-
-def _ssl_context(root_certificates: str | None) -> ssl.SSLContext:
-    context = ssl.create_default_context()
-    try:
-        import certifi
-    except ImportError:
-        pass
-    else:
-        context.load_verify_locations(certifi.where())
-    for path in (os.environ.get("REQUESTS_CA_BUNDLE"), root_certificates):
-        if path:
-            context.load_verify_locations(path)
-    return context
-
-
-def _proxy_headers(address: str) -> dict[str, str]:
-    parts = urlsplit(address)
-    if not parts.username:
-        return {}
-    return urllib3.make_headers(proxy_basic_auth=f"{parts.username}:{parts.password or ''}")

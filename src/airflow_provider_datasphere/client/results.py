@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from airflow_provider_datasphere.client.errors import JobRequestError, ResultsError
 from airflow_provider_datasphere.client.outcome import TERMINAL, status_name
+from airflow_provider_datasphere.client.uri import plain_path
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -109,8 +110,9 @@ def downloadable(
 
 
 def _fits(desc: jobs_pb2.FileDesc, patterns: Sequence[str] | None) -> bool:
+    names = [name for name in (desc.path, plain_path(desc.path), desc.var) if name]
     return patterns is None or any(
-        name == pattern or fnmatchcase(name, pattern) for pattern in patterns for name in (desc.path, desc.var) if name
+        name == pattern or fnmatchcase(name, pattern) for pattern in patterns for name in names
     )
 
 

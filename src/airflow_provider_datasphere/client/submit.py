@@ -154,10 +154,12 @@ class _Submitter:
         job_id, upload_files = self._clone(plan, inputs)
         if not inputs:
             return job_id
-        stop = Event()
-        self._client.on_interrupt(stop.set)
         try:
             for links_left in (2, 1, 0):
+                # Where a link was refused the old one has ended the other uploads too.
+                stop = Event()
+                self._client.on_interrupt(stop.set)
+                self._client.pause(0)  # an interrupt before that line was heard by nobody
                 try:
                     upload_inputs(inputs, upload_files, self._client.http, self._log, stop=stop)
                     break

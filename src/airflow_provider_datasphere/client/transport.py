@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
-from urllib.request import getproxies
 
 import grpc
 
@@ -14,6 +13,8 @@ from airflow_provider_datasphere.client.access_errors import (
     ServerCertificateError,
     SettingsError,
 )
+from airflow_provider_datasphere.client.certificates import read_certificates
+from airflow_provider_datasphere.client.proxy import proxy_for
 from airflow_provider_datasphere.client.settings import is_loopback
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def open_channel(settings: Settings, target: str, extra: Sequence[tuple[str, Any
     """A channel for threads. Connects with the first call.
 
     :param target: ``host:port``.
-    :raises SettingsError: the file with root certificates can't be used.
+    :raises SettingsError: the file with root certificates, or the environment's proxy, can't be used.
     """
     options = (*_OPTIONS, *_proxy_options(target), *extra)
     if settings.insecure:
@@ -135,30 +136,9 @@ def _loopback(target: str) -> str:
 def _tls(settings: Settings) -> grpc.ChannelCredentials:
     if settings.root_certificates is None:
         return grpc.ssl_channel_credentials()
-    return grpc.ssl_channel_credentials(root_certificates=_read_certificates(settings.root_certificates))
-
-
-def _read_certificates(path: str) -> bytes:
-    way_out = "It must be a PEM file that exists on every machine that runs tasks, and on the triggerer's."
-    try:
-        with open(path, "rb") as file:
-            pem = file.read()
-    except OSError as error:
-        raise SettingsError(f"root_certificates={path!r}: can't be read: {error.strerror}. {way_out}") from None
-    if b"-----BEGIN CERTIFICATE-----" not in pem:
-        raise SettingsError(f"root_certificates={path!r}: holds no certificate. {way_out}")
-    return pem
+    return grpc.ssl_channel_credentials(root_certificates=read_certificates(settings.root_certificates))
 
 
 def _proxy_options(target: str) -> tuple[tuple[str, Any], ...]:
-    """The proxy that the environment names for a target, by the rules of everything else in Python.
-
-    gRPC itself reads the lower-case variables only.
-    """
-    if is_loopback(target) or not getproxies():
-        return (("grpc.enable_http_proxy", 0),)
-    from requests.utils import get_environ_proxies, select_proxy
-
-    url = f"https://{target}"
-    proxy = select_proxy(url, get_environ_proxies(url))
+    proxy = proxy_for(f"https://{target}")
     return (("grpc.http_proxy", proxy),) if proxy else (("grpc.enable_http_proxy", 0),)

@@ -13,7 +13,7 @@ from pathlib import Path
 from threading import Event, Lock
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-from airflow_provider_datasphere.client.archive import require_regular_file, zip_directory
+from airflow_provider_datasphere.client.archive import directory_size, require_regular_file, zip_directory
 from airflow_provider_datasphere.client.errors import DataSphereError, JobRequestError
 from airflow_provider_datasphere.client.http import (
     CHUNK_BYTES,
@@ -23,14 +23,13 @@ from airflow_provider_datasphere.client.http import (
     TransientError,
     UrlRefusedError,
 )
+from airflow_provider_datasphere.client.staging import Found, read_inputs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from yandex.cloud.datasphere.v2.jobs import jobs_pb2
 
-#: The service's limit for one input file, bytes.
-MAX_FILE_BYTES = 5 * 1024**3
 _PARALLEL = 4
 _PROGRESS_INTERVAL = 5.0
 
@@ -49,7 +48,7 @@ class JobInput:
     :param size_bytes: how many bytes there are to upload.
     :param compression_type: a value of ``jobs_pb2.FileCompressionType``: NONE for a file, ZIP for a directory.
     :param content: gives a local file with these bytes, for as long as the context lasts. It may be fetched only
-        then: where the service has the content already, nobody asks.
+        then: where the service has the content already, nobody asks. The event that it is given ends the fetching.
     """
 
     var: str
@@ -57,7 +56,7 @@ class JobInput:
     sha256: str
     size_bytes: int
     compression_type: int
-    content: Callable[[], AbstractContextManager[Path]]
+    content: Callable[[Event], AbstractContextManager[Path]]
 
 
 def local_input(var: str, path: str, scratch: Path) -> JobInput:
@@ -66,11 +65,22 @@ def local_input(var: str, path: str, scratch: Path) -> JobInput:
     ``FileDesc.path`` is a file's path as it is given, and a directory's without what changes nothing (``./``, ``/``).
 
     :param scratch: an existing folder for the zip files of directories.
-    :raises JobRequestError: there is nothing at ``path``, it can't be read, or is neither a file nor a directory.
+    :raises JobRequestError: ``path`` is empty, there is nothing at it, it can't be read, is neither a file nor a
+        directory, or too large.
+    :raises DataSphereError: ``scratch`` has no room for it.
     """
-    from yandex.cloud.datasphere.v2.jobs import jobs_pb2
+    return read_inputs([find_local(var, path, scratch)], scratch)[0]
 
+
+def find_local(var: str, path: str, scratch: Path) -> Found:
+    """The first half of :func:`local_input`: nothing is read or written yet.
+
+    :raises JobRequestError: as there, but for what shows only when it is read.
+    """
     what = f"Input {var}: {path}" if var else f"Input {path}"
+    if not path.removeprefix("file://").strip():
+        # Path("") is the current folder.
+        raise JobRequestError(f"Input {var}: its path is {path!r}: give the path of a file or directory.")
     source = Path(path)
     if not source.exists():
         raise JobRequestError(
@@ -78,13 +88,26 @@ def local_input(var: str, path: str, scratch: Path) -> JobInput:
             "such as s3://connection@bucket/key or datasphere://job/file, which every worker can read."
         )
     if source.is_dir():
-        handle, name = tempfile.mkstemp(suffix=".zip", dir=scratch)
-        os.close(handle)
-        # resolve(): the entries begin with the directory's name, which "." or "data/.." doesn't have.
-        zip_directory(source if source.name else source.resolve(), Path(name))
-        return described(var, str(source), Path(name), jobs_pb2.ZIP)
-    require_regular_file(source, what)
-    return described(var, path, source, jobs_pb2.NONE)
+        size = directory_size(source)
+        return Found(what, size, size, lambda: _zipped(var, source, scratch))
+    size = require_regular_file(source, what).st_size
+
+    def read() -> JobInput:
+        from yandex.cloud.datasphere.v2.jobs import jobs_pb2
+
+        return described(var, path, source, jobs_pb2.NONE)
+
+    return Found(what, size, 0, read)
+
+
+def _zipped(var: str, directory: Path, scratch: Path) -> JobInput:
+    from yandex.cloud.datasphere.v2.jobs import jobs_pb2
+
+    handle, name = tempfile.mkstemp(suffix=".zip", dir=scratch)
+    os.close(handle)
+    # resolve(): the entries begin with the directory's name, which "." or "data/.." doesn't have.
+    zip_directory(directory if directory.name else directory.resolve(), Path(name))
+    return described(var, str(directory), Path(name), jobs_pb2.ZIP)
 
 
 def described(var: str, path: str, source: Path, compression_type: int) -> JobInput:
@@ -105,7 +128,7 @@ def described(var: str, path: str, source: Path, compression_type: int) -> JobIn
     expected = (before.st_size, before.st_mtime_ns)
 
     @contextmanager
-    def content() -> Iterator[Path]:
+    def content(_stop: Event) -> Iterator[Path]:
         try:
             found = source.stat()
         except OSError as error:
@@ -130,7 +153,8 @@ def upload_inputs(
     :param inputs: all inputs of the job.
     :param upload_files: ``upload_files`` of CreateProjectJobResponse or CloneProjectJobResponse, in any order; an
         entry without a URL is stored already.
-    :param stop: set from outside to end the uploads; it is also set here when one of them fails.
+    :param stop: set from outside to end the uploads; it is also set here when one of them fails, so that it is good
+        for one call.
     :raises UploadUrlExpired: the storage refuses a URL (HTTP 401 or 403).
     :raises JobRequestError: a file changed since it was hashed.
     :raises DataSphereError: an upload failed for good, or the service asks for a file that isn't among the inputs.
@@ -169,7 +193,7 @@ def upload_inputs(
 
 def _input_for(file: jobs_pb2.File, inputs: Sequence[JobInput]) -> JobInput:
     for job_input in inputs:
-        if (job_input.sha256, job_input.size_bytes) == (file.sha256, file.size_bytes):
+        if (job_input.sha256, job_input.size_bytes) == (file.sha256.lower(), file.size_bytes):
             return job_input
     raise DataSphereError(
         f"DataSphere asks for the upload of {file.desc.path!r} (var {file.desc.var!r}, {file.size_bytes} bytes, "
@@ -193,13 +217,13 @@ def _upload(job_input: JobInput, url: str, http: Http, log: Any, stop: Event, me
     def note(error: TransientError, delay: float) -> None:
         log.warning("Upload of input %s: %s; trying again in %.1f s.", name, error, delay)
 
-    with job_input.content() as path, path.open("rb") as source:
-        try:
+    try:
+        with job_input.content(stop) as path, path.open("rb") as source:
             http.retrying(stop, note=note)(send)
-        except UrlRefusedError as error:
-            raise UploadUrlExpired(f"Upload of input {name}: {error}.") from error
-        except TransferError as error:
-            raise DataSphereError(f"Upload of input {name} ({job_input.size_bytes} bytes) failed: {error}.") from error
+    except UrlRefusedError as error:
+        raise UploadUrlExpired(f"Upload of input {name}: {error}.") from error
+    except (TransferError, OSError) as error:
+        raise DataSphereError(f"Upload of input {name} ({job_input.size_bytes} bytes) failed: {error}.") from error
 
 
 def _changed(name: str) -> str:

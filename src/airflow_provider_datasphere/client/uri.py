@@ -49,20 +49,36 @@ def parse_job_file_uri(uri: str) -> JobFileUri:
     return JobFileUri(match["conn_id"] or None, match["job_id"], match["path"] or "")
 
 
+def plain_path(path: str) -> str:
+    """The one name of a job's file where its path has many: ``./a``, ``a/``, ``/a``, ``b/../a`` are all ``a``.
+
+    Absolute paths lose their root and what climbs above the top stays there, as tar and unzip do it.
+
+    :return: empty for the working folder itself.
+    """
+    parts: list[str] = []
+    for part in path.split("/"):
+        if part == "..":
+            del parts[-1:]
+        elif part not in ("", "."):
+            parts.append(part)
+    return "/".join(parts)
+
+
 def find_file(job: jobs_pb2.Job, path_or_var: str) -> jobs_pb2.File:
-    """The output of ``job`` with this path, or else with this var.
+    """The output of ``job`` with this path, exactly or as :func:`plain_path` has it, or else with this var.
 
     :raises JobRequestError: there is none; the message lists those that exist.
     """
-    # An absolute output path (allowed with a var) loses its slash where a URI is normalised.
-    wanted = (path_or_var, f"/{path_or_var}")
-    files: list[jobs_pb2.File] = list(job.output_files)
-    for candidate in wanted:
-        for file in files:
-            if file.desc.path == candidate:
-                return file
+    files: list[jobs_pb2.File] = list(job.output_files) if path_or_var else []
     for file in files:
-        if path_or_var and file.desc.var == path_or_var:
+        if file.desc.path == path_or_var:
+            return file
+    for file in files:
+        if plain_path(file.desc.path) == plain_path(path_or_var):
+            return file
+    for file in files:
+        if file.desc.var == path_or_var:
             return file
     names = [f"{file.desc.path} ({file.desc.var})" if file.desc.var else file.desc.path for file in job.output_files]
     raise JobRequestError(

@@ -19,6 +19,9 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 from fsspec import AbstractFileSystem
 from fsspec.callbacks import DEFAULT_CALLBACK
 from fsspec.spec import AbstractBufferedFile
+from fsspec.utils import isfilelike
+
+from airflow_provider_datasphere.client.uri import plain_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,7 +52,8 @@ class DataSphereFileSystem(AbstractFileSystem):  # type: ignore[misc]
     """The output files of jobs; a path is ``<job_id>/<output path or var>``. Connects when it is first used.
 
     What doesn't exist, isn't there yet (the job runs) or not any more (its data are cleared) raises
-    ``FileNotFoundError``, with the reason. Files read from beginning to end are checked against their sha256.
+    ``FileNotFoundError``, with the reason; a wrong connection or a missing role raises the provider's own exceptions.
+    Files read from beginning to end are checked against their sha256.
 
     :param conn_id: Airflow connection; None for ``datasphere_default``.
     """
@@ -111,15 +115,15 @@ class DataSphereFileSystem(AbstractFileSystem):  # type: ignore[misc]
         return listed if detail else [entry["name"] for entry in listed]
 
     def info(self, path: str, **kwargs: Any) -> dict[str, Any]:
-        """Size, type, sha256 and var of one entry; exact path first, then var.
+        """Size, type, sha256 and var of one entry; exact path first, then the same path written otherwise, then var.
 
         :raises FileNotFoundError: there is nothing of that name.
         """
         from airflow_provider_datasphere.client.archive import Member
 
         job, rest = self._locate(path)
-        if not rest:
-            return self._directory(job, "")
+        if not plain_path(rest):
+            return self._directory(job, rest)
         found = self._find(job, rest)
         if isinstance(found, Member):
             return {**self._directory(job, rest), "type": "file", "size": found.size_bytes}
@@ -131,6 +135,21 @@ class DataSphereFileSystem(AbstractFileSystem):  # type: ignore[misc]
         raise FileNotFoundError(
             errno.ENOENT, f"Job {job.id} has no output {rest!r}; it has: {names}", f"{self.protocol}://{path}"
         )
+
+    def exists(self, path: str, **kwargs: Any) -> bool:
+        """Whether there is something of that name. Unlike fsspec's own it doesn't say no to all that goes wrong."""
+        try:
+            self.info(path, **kwargs)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def isfile(self, path: str) -> bool:
+        """Whether there is a file of that name; as :meth:`exists`."""
+        try:
+            return bool(self.info(path)["type"] == "file")
+        except FileNotFoundError:
+            return False
 
     def created(self, path: str) -> Any:
         """When the job ended."""
@@ -150,54 +169,66 @@ class DataSphereFileSystem(AbstractFileSystem):  # type: ignore[misc]
         return self._job(job_id), rest
 
     def _job(self, job_id: str) -> jobs_pb2.Job:
-        from airflow_provider_datasphere.client.errors import JobRequestError, ResultsError
+        from airflow_provider_datasphere.client.errors import DataSphereError, ResultsError
         from airflow_provider_datasphere.client.results import require_results
+        from airflow_provider_datasphere.exceptions import translated
 
         at, job = self._jobs.get(job_id, (0.0, None))
         if job is None or time.monotonic() - at > _JOB_SECONDS:
-            try:
-                job = self.client.get(job_id)
-                require_results(job)
-            except (JobRequestError, ResultsError) as error:
-                raise FileNotFoundError(errno.ENOENT, str(error), f"{self.protocol}://{job_id}") from error
+            with translated():
+                try:
+                    job = self.client.get(job_id)
+                    require_results(job)
+                except DataSphereError as error:
+                    if isinstance(error, ResultsError) or _says_not_found(error):
+                        raise FileNotFoundError(errno.ENOENT, str(error), f"{self.protocol}://{job_id}") from error
+                    # fsspec takes "not found" for an empty folder; of a refused credential that would be a lie.
+                    raise
             self._jobs[job_id] = (time.monotonic(), job)
         return job
 
     def _find(self, job: jobs_pb2.Job, rest: str) -> Any:
         """The ``File``, or the ``Member`` of a directory output's archive, that ``rest`` names; None if none does."""
-        for named in (_place, _var):
+        plain = plain_path(rest)
+        for named, wanted in ((_path, rest), (_place, plain), (_var, rest)):
             for file in job.output_files:
-                if named(file) == rest:
+                if wanted and named(file) == wanted:
                     return file
-        archive, base = self._archive_at(job, rest)
+        archive, base = self._archive_at(job, plain)
         if archive is None:
             return None
-        inner = rest[len(base) + 1 :]
+        inner = plain[len(base) + 1 :] if base else plain
         return next((member for member in self._listing(job, archive).files if str(member.path) == inner), None)
 
-    def _archive_at(self, job: jobs_pb2.Job, rest: str) -> tuple[jobs_pb2.File | None, str]:
-        """The directory output that ``rest`` is or lies in, and by which name it is called there."""
+    def _archive_at(self, job: jobs_pb2.Job, plain: str) -> tuple[jobs_pb2.File | None, str]:
+        """The directory output that the plain path is or lies in, and by which name it is called there.
+
+        That name is empty where the directory is the working folder itself, in which everything else lies.
+        """
+        archives = [file for file in job.output_files if _is_archive(file)]
         for named in (_place, _var):
-            for file in job.output_files:
-                if _is_archive(file) and named(file) and f"{rest}/".startswith(f"{named(file)}/"):
+            for file in archives:
+                if named(file) and f"{plain}/".startswith(f"{named(file)}/"):
                     return file, named(file)
-        return None, ""
+        return next((file for file in archives if not _place(file)), None), ""
 
     def _children(self, job: jobs_pb2.Job, rest: str) -> Iterator[dict[str, Any]]:
-        prefix = f"{rest}/" if rest else ""
+        plain = plain_path(rest)
+        prefix = f"{plain}/" if plain else ""
         for file in job.output_files:
-            if _place(file).startswith(prefix):
+            if _place(file) and _place(file).startswith(prefix):
                 yield self._child(job, prefix, _place(file), self._entry(job, file, _place(file)))
-        archive, base = self._archive_at(job, rest)
+        archive, base = self._archive_at(job, plain)
         if archive is not None:
             listing = self._listing(job, archive)
+            within = f"{base}/" if base else ""
             for member in listing.files:
-                if f"{base}/{member.path}".startswith(prefix):
+                if f"{within}{member.path}".startswith(prefix):
                     entry = {"type": "file", "size": member.size_bytes}
-                    yield self._child(job, prefix, f"{base}/{member.path}", entry)
+                    yield self._child(job, prefix, f"{within}{member.path}", entry)
             for directory in listing.directories:
-                if f"{base}/{directory}".startswith(prefix):
-                    yield self._child(job, prefix, f"{base}/{directory}", {})
+                if f"{within}{directory}".startswith(prefix):
+                    yield self._child(job, prefix, f"{within}{directory}", {})
 
     def _child(self, job: jobs_pb2.Job, prefix: str, whole: str, entry: dict[str, Any]) -> dict[str, Any]:
         name, deeper, _ = whole[len(prefix) :].partition("/")
@@ -251,7 +282,7 @@ class DataSphereFileSystem(AbstractFileSystem):  # type: ignore[misc]
         job, rest = self._locate(path)
         found = self._find(job, rest)
         if isinstance(found, Member):
-            file, _ = self._archive_at(job, rest)
+            file, _ = self._archive_at(job, plain_path(rest))
             assert file is not None
             # The open member keeps the archive's file open; closing the archive itself then loses nothing.
             with self._archive(job, file, 1024 * 1024) as archive:
@@ -260,8 +291,9 @@ class DataSphereFileSystem(AbstractFileSystem):  # type: ignore[misc]
         if found is None or entry["type"] == "directory":
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
         kwargs.setdefault("cache_type", "readahead")
-        kwargs.pop("cache_options", None)
-        kwargs.pop("autocommit", None)
+        # "size" comes where an open file was pickled; the job knows it.
+        for name in ("cache_options", "autocommit", "size"):
+            kwargs.pop(name, None)
         return _OutputFile(
             self, path, self._reader(job, found), block_size=block_size or _BLOCK_BYTES, size=entry["size"], **kwargs
         )
@@ -269,13 +301,16 @@ class DataSphereFileSystem(AbstractFileSystem):  # type: ignore[misc]
     def get_file(
         self,
         rpath: str,
-        lpath: str,
+        lpath: Any,
         callback: Callback = DEFAULT_CALLBACK,
         outfile: Any = None,
         **kwargs: Any,
     ) -> None:
-        """Download one file; it gets its name when it is complete and checked."""
-        if outfile is not None or self.isdir(rpath):
+        """Download one file; it gets its name when it is complete and checked.
+
+        :param lpath: its path, or an open file to write to.
+        """
+        if outfile is not None or isfilelike(lpath) or self.isdir(rpath):
             super().get_file(rpath, lpath, callback=callback, outfile=outfile, **kwargs)
             return
         target = Path(lpath)
@@ -315,9 +350,20 @@ class _OutputFile(AbstractBufferedFile):  # type: ignore[misc]
         return data
 
 
+def _says_not_found(error: Exception) -> bool:
+    import grpc
+
+    call = error.__cause__
+    return isinstance(call, grpc.RpcError) and call.code() is grpc.StatusCode.NOT_FOUND
+
+
+def _path(file: jobs_pb2.File) -> str:
+    path: str = file.desc.path
+    return path
+
+
 def _place(file: jobs_pb2.File) -> str:
-    place: str = file.desc.path.strip("/")
-    return place
+    return plain_path(file.desc.path)
 
 
 def _var(file: jobs_pb2.File) -> str:

@@ -45,7 +45,7 @@ def request(**fields: Any) -> ForkRequest:
 
 
 def job_input(var: str = "DATA", path: str = "new.csv", size_bytes: int = 3) -> JobInput:
-    return JobInput(var, path, "ab" * 32, size_bytes, jobs_pb2.NONE, lambda: nullcontext(Path(path)))
+    return JobInput(var, path, "ab" * 32, size_bytes, jobs_pb2.NONE, lambda _: nullcontext(Path(path)))
 
 
 def refused(**fields: Any) -> str:
@@ -84,6 +84,13 @@ def test_an_output_takes_a_path_inside_the_job_and_no_uri() -> None:
     plan = plan_fork(request(vars={"RESULT": "new/out.csv", "DATA": "s3://bucket/in.csv"}), SOURCE)
     assert plan.output_vars == {"RESULT": "new/out.csv"}
     assert plan.input_vars == {"DATA": "s3://bucket/in.csv"}
+
+
+@pytest.mark.parametrize("path", ["", " ", "\n", "file://", "file:// "])
+def test_an_input_given_nothing_is_not_the_current_folder(path: str) -> None:
+    message = refused(vars={"DATA": path})
+    assert f"vars['DATA'] is {path!r}" in message
+    assert "leave DATA out" in message
 
 
 @pytest.mark.parametrize("path", ["models/a", "models", "models/a/b", "./models/a"])
