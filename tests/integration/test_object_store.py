@@ -56,7 +56,9 @@ def emulator(running: Emulator, s3_url: str, monkeypatch: pytest.MonkeyPatch) ->
         "password": "secret",
         "extra": {"region_name": "us-east-1", "endpoint_url": s3_url},
     }
-    monkeypatch.setenv("AIRFLOW_CONN_DATASPHERE_DEFAULT", json.dumps(datasphere))
+    # The second for paths: Airflow keeps the file system of a connection, and other tests have other emulators.
+    for name in ("DATASPHERE_DEFAULT", "STORED_JOBS"):
+        monkeypatch.setenv(f"AIRFLOW_CONN_{name}", json.dumps(datasphere))
     monkeypatch.setenv("AIRFLOW_CONN_S3", json.dumps(s3))
     DataSphereFileSystem.clear_instance_cache()  # another test's has another emulator
     running.journal.clear()
@@ -194,7 +196,7 @@ def test_bad_archives_write_nothing(emulator: Emulator, s3_url: str, bucket: str
 def test_an_output_is_copied_to_a_bucket_by_airflows_paths(emulator: Emulator, s3_url: str, bucket: str) -> None:
     content = random_bytes(7 * MEBIBYTE)
     job_id = ended_job(emulator, {"x.bin": content})
-    with ObjectStoragePath(f"datasphere://{job_id}/x.bin").open("rb") as source:
+    with ObjectStoragePath(f"datasphere://stored_jobs@{job_id}/x.bin").open("rb") as source:
         ObjectStoragePath(f"{bucket}/copied").write_bytes(source.read())
     assert objects(s3_url, bucket) == {"copied": content}
 
