@@ -149,9 +149,17 @@ class _Stage:
         from airflow_provider_datasphere.compat import ObjectStoragePath
 
         what = f"Input {var}: {place}"
-        with _readable(what):
+        try:
             path = ObjectStoragePath(place)
             fs, key = path.fs, path.path.rstrip("/")
+        except (ValueError, ImportError) as error:
+            raise JobRequestError(
+                f"{what}: this worker knows no store for such a URI ({error}). Give a local path, datasphere://…, or "
+                "the URI of a store whose Airflow provider and file system are installed, such as s3://…"
+            ) from error
+        except Exception as error:  # stores raise what they like; none of it is ours to know
+            raise DataSphereError(f"{what} can't be read: {type(error).__name__}: {error}") from error
+        with _readable(what):
             found = fs.info(key)
             files = None
             if found["type"] == "directory":

@@ -67,6 +67,12 @@ def test_local_paths_stay_where_they_are(emulator: Emulator, tmp_path: Path) -> 
     assert content_of(plain) == content_of(uri) == b"a"
 
 
+@pytest.mark.parametrize("place", ["nosuch://bucket/key", "http://example.test/data.csv"])
+def test_a_uri_of_no_known_store_is_refused_for_good(emulator: Emulator, tmp_path: Path, place: str) -> None:
+    with pytest.raises(JobRequestError, match="knows no store for such a URI"):
+        stage(emulator, tmp_path, DATA=place)
+
+
 def test_of_another_jobs_output_nothing_is_fetched_before_it_is_asked_for(emulator: Emulator, tmp_path: Path) -> None:
     content = random_bytes(200_000)
     job_id = ended_job(emulator, {"out/result.bin": content})
