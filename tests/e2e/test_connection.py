@@ -178,6 +178,9 @@ def test_killed_tasks_and_a_revoked_token(stage: Stage) -> None:
     for task_id, state in (("blocking", "running"), ("deferred", "deferred"), ("revoked", "deferred")):
         airflow.wait_task("long", run_id, task_id, state, timeout=240)
     airflow.until(lambda: airflow.xcom("long", run_id, "blocking", "operation_id"), 60, "job")
+    # A deferral that no triggerer has taken on yet is ended without a word to anybody (docs/killing.md).
+    job_id = airflow.xcom("long", run_id, "deferred", "job_id")
+    airflow.until(lambda: emulator.journal.count("ReadLogs", job_id=job_id), 60, "trigger of the deferred task")
     (account,) = [account.id for account in emulator.iam.accounts() if account.name == "r"]
     assert emulator.iam.revoke(subject=account)
     for task_id in ("blocking", "deferred"):
