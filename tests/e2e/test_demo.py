@@ -39,9 +39,9 @@ WAITED = ["read 24 hours, the last 1 day(s)", "epoch 1/5: loss", "epoch 5/5: los
 SENSED = ["is started; not waiting for it", "this task has its worker to itself", "ended with return code 0", "SUCCESS"]
 CHAINED = [
     "read 240 hours",
-    '"path": "result.txt"',
     "read a model of 10 day(s)",
     "hour 240: ",
+    '"path": "result.txt"',
     '"path": "forecast.txt"',
 ]
 
