@@ -194,8 +194,8 @@ def test_nothing_leaks(version: str, working: list[str], tmp_path: Path) -> None
         secrets = stage.secrets
         # What is searched is what is meant.
         assert len(secrets) > 100
-        assert b"'datasphere_conn_id': 'key_json'" in while_deferred["table trigger.encrypted_kwargs"] or (
-            b'"datasphere_conn_id": "key_json"' in while_deferred["table trigger.encrypted_kwargs"]
+        assert b"'datasphere_conn_id': 'key_json'" in while_deferred["table trigger.kwargs"] or (
+            b'"datasphere_conn_id": "key_json"' in while_deferred["table trigger.kwargs"]
         )
         assert b"debug" in everything["file scheduler.out"].lower()
         assert b"source_job_id" in everything["table serialized_dag.data_compressed"]
