@@ -37,7 +37,7 @@ class Api:
 
         :raises ApiError: an answer of 400 or above
         """
-        for attempt in range(3):
+        for attempt in range(20):
             response = self.session.request(method, f"{self.base}{self.prefix}{path}", timeout=120, **options)
             if response.status_code == 401 and not attempt:
                 self.log_in()

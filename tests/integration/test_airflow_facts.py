@@ -142,12 +142,14 @@ def test_a_clear_begins_a_new_generation(facts: Facts, task_id: str) -> None:
 
 
 def test_a_clear_of_a_running_task(facts: Facts) -> None:
-    """The known gap: before 3.1 it begins no new generation by that number, so the kill has to end the job."""
+    """The known gap: before 3.1 it begins no new generation by that number, and on 3.1+ it does so only where the
+    killed process counts as ended well. So the kill has to end the job (docs/retries.md).
+    """
     for task_id, retries in (("running", 0), ("running_with_retry", 2)):
         first, second = facts.of(task_id)
         assert (first["try_number"], second["try_number"]) == (1, 2)
         assert first["max_tries"] == retries
-        assert second["max_tries"] == retries + (1 if facts.version >= (3, 1) else 0)
+        assert second["max_tries"] in ({retries, retries + 1} if facts.version >= (3, 1) else {retries})
 
 
 def test_only_the_store_reaches_the_next_try(facts: Facts) -> None:
