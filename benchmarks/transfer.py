@@ -3,22 +3,24 @@
 The server is the emulator's storage, in a process of its own. So is each measurement, that its peak memory is its own
 too; the variants take turns. Prints one line per workload and variant: median seconds, ratio to curl, and how far the
 process grew beyond what it had imported. Ours checks size and sha256 and syncs to the disk; the others do neither.
+Presigned URLs of the service are always https; plain http shows what encryption hides. A loopback answers at once, an
+object storage after some milliseconds: the last workload waits as long before each answer.
 
 ::
 
-    python benchmarks/transfer.py [--rounds 5] [--large 500] [--small 200]
+    python benchmarks/transfer.py [--rounds 5] [--large 500] [--small 200] [--delay 0.01]
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
-import textwrap
 from pathlib import Path
 
 MEGABYTE = 1000 * 1000
@@ -57,7 +59,7 @@ stored = [
 job = pb.Job(id="bt1benchmark", status=pb.SUCCESS, output_files=[s.file for s in stored])
 
 class Client:
-    http = Http()
+    http = Http(plan["certificates"] or None)
     def get(self, job_id): return job
     def download_urls(self, job_id, files): return stored
     def on_interrupt(self, wake): pass
@@ -98,6 +100,8 @@ from pathlib import Path
 plan = json.loads(Path(sys.argv[1]).read_text())
 lines = [f'url = "{f["url"]}"\\noutput = "{plan["to"]}/{f["path"]}"' for f in plan["files"]]
 config = Path(plan["to"], "config")
+if plan["certificates"]:
+    lines.insert(0, f'cacert = "{plan["certificates"]}"')
 config.write_text("\\n".join(lines))
 began = time.perf_counter()
 subprocess.run(["curl", "--silent", "--show-error", "--fail", "--config", str(config)], check=True)
@@ -108,8 +112,10 @@ print(json.dumps([time.perf_counter() - began, 0]))
 SERVER = """
 import json, sys
 from datasphere_emulator import Emulator
-with Emulator(tls=False) as emulator:
+with Emulator(tls=sys.argv[2] == "https") as emulator:
     storage, project = emulator.core.storage, emulator.project_id
+    if delay := float(sys.argv[3]):
+        emulator.faults.inject("storage.get", delay=delay)
     workloads = []
     for count, size in json.loads(sys.argv[1]):
         files = []
@@ -119,19 +125,33 @@ with Emulator(tls=False) as emulator:
             url = storage.get_url(project, sha256)
             files.append({"path": f"file-{number}", "sha256": sha256, "size": size, "url": url})
         workloads.append(files)
-    print(json.dumps(workloads), flush=True)
+    print(json.dumps([str(emulator.root_certificates or ""), workloads]), flush=True)
     sys.stdin.read()
 """
 
 
-def measure(program: str, files: list[dict[str, object]], work: Path) -> tuple[float, int]:
+#: What "with checking on" costs at least, on one core.
+SHA256 = """
+import hashlib, json, sys, time
+chunk, size = bytes(1 << 20), int(sys.argv[1])
+digest, began = hashlib.sha256(), time.perf_counter()
+for _ in range(size >> 20):
+    digest.update(chunk)
+print(time.perf_counter() - began)
+"""
+
+
+def measure(program: str, files: list[dict[str, object]], certificates: str, work: Path) -> tuple[float, int]:
     """Run one variant in a fresh process; seconds, and growth of its resident memory in KiB."""
     to = work / "to"
     shutil.rmtree(to, ignore_errors=True)
     to.mkdir()
     plan = work / "plan.json"
-    plan.write_text(json.dumps({"files": files, "to": str(to)}))
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program), str(plan)], capture_output=True, text=True)
+    plan.write_text(json.dumps({"files": files, "to": str(to), "certificates": certificates}))
+    # requests, which the SDK uses, takes certificates from the environment alone.
+    environment = os.environ | ({"REQUESTS_CA_BUNDLE": certificates} if certificates else {})
+    command = [sys.executable, "-c", program, str(plan)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         raise SystemExit(f"A variant failed:\n{done.stderr}")
     missing = [file for file in files if (to / str(file["path"])).stat().st_size != file["size"]]
@@ -141,36 +161,57 @@ def measure(program: str, files: list[dict[str, object]], work: Path) -> tuple[f
     return seconds, growth
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--large", type=int, default=500, help="megabytes of the one large file")
-    parser.add_argument("--small", type=int, default=200, help="number of files of one megabyte")
-    arguments = parser.parse_args()
-    variants = {"curl": CURL, "ours": OURS}
-    if subprocess.run([sys.executable, "-c", "import datasphere.files"], capture_output=True).returncode == 0:
-        variants["sdk"] = SDK
-    sizes = [(1, arguments.large * MEGABYTE), (arguments.small, MEGABYTE)]
+def compare(
+    scheme: str, sizes: list[tuple[int, int]], variants: dict[str, str], rounds: int, delay: float = 0.0
+) -> None:
+    """Serve the files by one scheme, each answer ``delay`` seconds late, and print each variant's line."""
+    label = scheme + (f" {delay * 1000:.0f} ms late" if delay else "")
     server = subprocess.Popen(
-        [sys.executable, "-c", SERVER, json.dumps(sizes)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", SERVER, json.dumps(sizes), scheme, str(delay)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert server.stdin is not None
     assert server.stdout is not None
     with tempfile.TemporaryDirectory(prefix="transfer-benchmark-") as name, server:
-        work = Path(name)
-        for files in json.loads(server.stdout.readline()):
-            workload = f"{len(files)} x {int(files[0]['size']) // MEGABYTE} MB"
+        certificates, workloads = json.loads(server.stdout.readline())
+        for files in workloads:
+            workload = f"{label} {len(files)} x {int(files[0]['size']) // MEGABYTE} MB"
             results: dict[str, list[tuple[float, int]]] = {variant: [] for variant in variants}
-            for _ in range(arguments.rounds):
+            for _ in range(rounds):
                 for variant, program in variants.items():
-                    results[variant].append(measure(program, files, work))
+                    results[variant].append(measure(program, files, certificates, Path(name)))
             base = statistics.median(seconds for seconds, _ in results["curl"])
             for variant, measured in results.items():
                 seconds = statistics.median(seconds for seconds, _ in measured)
                 growth = max(growth for _, growth in measured) / 1024
                 memory = "" if variant == "curl" else f"  RSS growth {growth:6.1f} MiB"
-                print(f"{workload:>12}  {variant:<5} {seconds:6.3f} s  {base / seconds:5.2f} x curl{memory}")
+                print(
+                    f"{workload:>28}  {variant:<5} {seconds:6.3f} s  {base / seconds:5.2f} x curl{memory}", flush=True
+                )
         server.stdin.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--large", type=int, default=500, help="megabytes of the one large file")
+    parser.add_argument("--small", type=int, default=200, help="number of files of one megabyte")
+    parser.add_argument("--delay", type=float, default=0.01, help="seconds to the first byte in the last workload")
+    arguments = parser.parse_args()
+    variants = {"curl": CURL, "ours": OURS}
+    if subprocess.run([sys.executable, "-c", "import datasphere.files"], capture_output=True).returncode == 0:
+        variants["sdk"] = SDK
+    large = arguments.large * MEGABYTE
+    hashing = subprocess.run([sys.executable, "-c", SHA256, str(large)], capture_output=True, text=True, check=True)
+    print(
+        f"sha256 of {arguments.large} MB alone, in memory: {float(hashing.stdout):.3f} s; {os.cpu_count()} processors"
+    )
+    small = (arguments.small, MEGABYTE)
+    for scheme in ("https", "http"):
+        compare(scheme, [(1, large), small], variants, arguments.rounds)
+    compare("https", [small], variants, arguments.rounds, arguments.delay)
 
 
 if __name__ == "__main__":

@@ -183,6 +183,26 @@ def test_a_whole_part_that_cannot_be_checked_is_fetched_anew(emulator: Emulator,
     assert (tmp_path / "file").read_bytes() == b"content"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there is no call for it")
+def test_the_disk_writes_while_the_rest_comes(
+    emulator: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ranges: list[tuple[int, int]] = []
+
+    def advise(handle: int, start: int, length: int, advice: int) -> None:
+        assert os.fstat(handle).st_size == start + length
+        ranges.append((start, length))
+        raise OSError("a file system that takes no advice")
+
+    monkeypatch.setattr(os, "posix_fadvise", advise)
+    monkeypatch.setattr("airflow_provider_datasphere.client.destinations.WRITE_BEHIND_BYTES", MEBIBYTE)
+    content = random_bytes(5 * MEBIBYTE + 7)
+    job_id = ended_job(emulator, {"file": content})
+    download_job_files(client_of(emulator), job_id, output_dir=tmp_path)
+    assert ranges == [(n * MEBIBYTE, MEBIBYTE) for n in range(5)]
+    assert files_in(tmp_path) == {"file": content}
+
+
 def test_two_downloads_to_one_folder_do_not_disturb_each_other(emulator: Emulator, tmp_path: Path) -> None:
     contents = {f"f{n}": random_bytes(300_000, n) for n in range(4)}
     job_id = ended_job(emulator, contents)

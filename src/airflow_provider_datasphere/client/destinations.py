@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 import shutil
+import sys
 import tempfile
 import zlib
 from abc import ABC, abstractmethod
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
 
 log = logging.getLogger(__name__)
+
+#: How much of a local file may wait in memory for the disk (bytes).
+WRITE_BEHIND_BYTES = 32 * 1024 * 1024
 
 
 class Part(ABC):
@@ -268,6 +272,7 @@ class LocalPart(Part):
     def __init__(self, file: Path, target: Callable[[], Path]) -> None:
         self._file, self._target = file, target
         self._stream = file.open("r+b" if file.exists() else "w+b", buffering=0)
+        self._handed_over = 0  # bytes from the start that the disk is already at
         self._committed = False
 
     def existing(self) -> Iterator[bytes]:
@@ -280,12 +285,15 @@ class LocalPart(Part):
         while view:
             view = view[self._stream.write(view) :]
         self.size += len(chunk)
+        if self.size - self._handed_over >= WRITE_BEHIND_BYTES:
+            _start_writing(self._stream.fileno(), self._handed_over, self.size)
+            self._handed_over = self.size
         return len(chunk)
 
     def restart(self) -> None:
         self._stream.seek(0)
         self._stream.truncate()
-        self.size = 0
+        self.size = self._handed_over = 0
 
     def commit(self) -> None:
         _sync(self._stream)
@@ -308,6 +316,14 @@ class _Crc32:
 
     def hexdigest(self) -> str:
         return f"{self._value:08x}"
+
+
+def _start_writing(handle: int, start: int, end: int) -> None:
+    """Have the disk write while more comes from the network: at the end only the last bytes have to be waited for."""
+    if sys.platform == "linux":
+        # Of what isn't needed in memory any longer, Linux begins to write what is dirty, and doesn't wait for it.
+        with suppress(OSError):
+            os.posix_fadvise(handle, start, end - start, os.POSIX_FADV_DONTNEED)
 
 
 def _sync(stream: Any) -> None:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 WHOLE_TRIES = 3
 #: Files from this size on (bytes) are hashed in a thread beside the one that receives and writes them.
 HASH_ASIDE_BYTES = 8 * 1024 * 1024
+#: How many chunks may wait for that thread: enough that neither of the two waits for the other's hiccups.
+HASH_QUEUE = 16
 
 
 class Fetcher:
@@ -136,7 +138,7 @@ class _Digest:
 
     def __init__(self, size: int) -> None:
         self._sha256 = hashlib.sha256()
-        self._chunks: queue.Queue[bytes | None] = queue.Queue(maxsize=4)
+        self._chunks: queue.Queue[bytes | None] = queue.Queue(maxsize=HASH_QUEUE)
         self._thread = None
         if size >= HASH_ASIDE_BYTES:
             self._thread = Thread(target=self._work, name="datasphere-sha256", daemon=True)
