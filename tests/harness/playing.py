@@ -75,7 +75,7 @@ with DAG(
         if cell["with_operation"]:
             operation["operation_id"] = "{{ forked(task.task_id)['operation_id'] }}"
         DataSphereJobSensor(
-            job_id="{{ forked(task.task_id)['job_id'] }}", timeout=600, **operation, **common, **cell["arguments"]
+            job_id="{{ forked(task.task_id)['job_id'] }}", timeout=2400, **operation, **common, **cell["arguments"]
         )
 '''
 
@@ -201,7 +201,7 @@ class Play:
             "arguments": arguments,
         }
 
-    def run(self, airflow: RealAirflow, timeout: float = 600) -> None:
+    def run(self, airflow: RealAirflow, timeout: float = 2400) -> None:
         """Play all cells together, and those again that a busy Airflow has lost on the way."""
         cells = list(self.cells.values())
         for attempt in range(1, 4):

@@ -15,7 +15,7 @@ from harness.cells import COLUMNS, Column, Scenario
 from harness.playing import Cell, Play
 from harness.scenarios import SCENARIOS
 
-pytestmark = [pytest.mark.airflow, pytest.mark.long, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.airflow, pytest.mark.long, pytest.mark.timeout(3600)]
 
 #: What Airflow 2.11 plays too: each kind of end, and what depends on Airflow itself (reschedules, retries, skips).
 ON_AIRFLOW_2 = (
