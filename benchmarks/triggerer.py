@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import json
 import logging
 import math
@@ -56,6 +57,7 @@ class Figures:
     connections: int = 0
     block_seconds: float = 0.0
     block_cpu_seconds: float = 0.0
+    collector_seconds: float = 0.0
     rss_growth_mb: float = 0.0
     threads: int = 0
     cpu_seconds: float = 0.0
@@ -109,7 +111,9 @@ class Meter:
         self.polls: list[float] = []
         self.ended: dict[str, float] = {}
         self.lines = 0
-        self.block = self.block_cpu = 0.0
+        self.block = self.block_cpu = self.collector = 0.0
+        self._collecting = 0.0
+        gc.callbacks.append(self._watch_collector)
         self.connections = 0
         self.threads = 0
         self.begin()
@@ -118,6 +122,13 @@ class Meter:
         """Count memory and processor from here on."""
         self._rss = self._process.memory_info().rss
         self._cpu = time.process_time()
+
+    def _watch_collector(self, phase: str, _info: dict[str, int]) -> None:
+        # It stops every thread, for as long as everything that this process has imported takes it.
+        if phase == "start":
+            self._collecting = time.perf_counter()
+        else:
+            self.collector = max(self.collector, time.perf_counter() - self._collecting)
 
     async def watch(self) -> None:
         """The longest time that the loop didn't turn, by the clock and by what its thread itself did meanwhile.
@@ -155,6 +166,7 @@ class Meter:
             connections=self.connections,
             block_seconds=self.block,
             block_cpu_seconds=self.block_cpu,
+            collector_seconds=self.collector,
             rss_growth_mb=(peak - self._rss) / 2**20,
             threads=self.threads,
             cpu_seconds=time.process_time() - self._cpu,
@@ -389,6 +401,7 @@ def table(found: list[Figures]) -> str:
         ("threads, most", lambda f: str(f.threads)),
         ("longest block of the event loop, s", lambda f: f"{f.block_seconds:.3f}"),
         ("of that, its own computing, s", lambda f: f"{f.block_cpu_seconds:.3f}"),
+        ("longest pause of the garbage collector, s", lambda f: f"{f.collector_seconds:.3f}"),
         ("memory growth (peak RSS), MB", lambda f: f"{f.rss_growth_mb:.1f}"),
         ("polls", lambda f: str(f.polls)),
         ("CPU, s", lambda f: f"{f.cpu_seconds:.1f}"),

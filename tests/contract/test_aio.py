@@ -21,11 +21,6 @@ from datasphere_emulator import Emulator, Script
 from datasphere_emulator.script import LogLine as Printed
 
 
-@pytest.fixture(autouse=True)
-def _begin_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(aio_module, "STAGGER", 0.0)
-
-
 @pytest.fixture
 async def waiter(emulator: Emulator) -> AsyncIterator[AsyncDataSphereClient]:
     settings = Settings.from_extra(emulator.connection_extra())

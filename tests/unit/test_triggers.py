@@ -260,3 +260,19 @@ async def test_many_triggers_share_one_connection(emulator: Emulator) -> None:
     polls = emulator.journal.calls("Operation.Get")
     assert {call.operation_id for call in polls} == {emulator.operation_of(job_id) for job_id in jobs}
     assert len({call.peer for call in polls}) == 1
+
+
+async def test_one_begins_at_once_and_many_one_after_the_other(
+    emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    triggers = import_module("airflow_provider_datasphere.triggers.jobs")
+    monkeypatch.setattr(triggers, "PACE_SECONDS", 3600.0)
+    monkeypatch.setattr(triggers, "_next_begins", 0.0)
+    first, second = (emulator.create_scripted_job(Script(), execute=True) for _ in range(2))
+    waits = [asyncio.create_task(event_of(trigger(emulator, job_id, stream_logs=True))) for job_id in (first, second)]
+    assert (await waits[0])["status"] == "ended"
+    assert not waits[1].done()
+    polled = {call.operation_id for call in emulator.journal.calls("Operation.Get")}
+    assert polled == {emulator.operation_of(first)}
+    assert emulator.journal.calls("ReadLogs", job_id=second) == []
+    waits[1].cancel()

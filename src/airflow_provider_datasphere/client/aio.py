@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, cast
 
@@ -40,8 +39,6 @@ QUICKEST_POLL = 1.0
 POLL_SHARE = 0.2
 #: The same while the log is read, whose end tells of the job's.
 LISTENING_SHARE = 0.5
-#: Waits begin within so many seconds: a triggerer that starts takes on a thousand at once.
-STAGGER = 1.0
 #: Deadline of a Cancel, seconds: a trigger that is killed has half a minute for all it does.
 CANCEL_DEADLINE = 10.0
 #: Lines handed on between two turns of the event loop.
@@ -104,7 +101,6 @@ class AsyncDataSphereClient:
             link=link,
         )
         narrator = Narrator(logger)
-        await asyncio.sleep(min(STAGGER, poll_interval) * random.random())
         if emit is None:
             while waiting.ended is None:
                 await asyncio.sleep(waiting.delay)

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 ASK_SECONDS = 20.0
 #: How long the last look at a job takes at most when the task's time is up, and so long the rest of its log, seconds.
 LAST_LOOK_SECONDS = 2.0
+#: How long after each other the waits of a process begin at least, seconds: a triggerer that starts takes on a thousand
+#: at once, and each begins with a connection to look up, a log to open and a poll.
+PACE_SECONDS = 0.003
 
 
 class DataSphereJobTrigger(BaseTrigger):
@@ -99,6 +102,7 @@ class DataSphereJobTrigger(BaseTrigger):
             await self._cancel("the task was ended while deferred")
 
     async def _wait(self) -> dict[str, Any]:
+        await _turn_to_begin()
         from airflow_provider_datasphere.client.errors import JobLostError
         from airflow_provider_datasphere.client.logs import LogTail
         from airflow_provider_datasphere.client.outcome import JobHandle
@@ -173,3 +177,15 @@ class DataSphereJobTrigger(BaseTrigger):
             return False
         ending = killing.Ending(self.job_id, self.on_kill_action, f"Airflow: {reason}", self.log)
         return await killing.acancel_job(client, ending)
+
+
+_next_begins = 0.0
+
+
+async def _turn_to_begin() -> None:
+    """Wait until the triggers that came before have begun; a lone one begins at once."""
+    global _next_begins
+    now = time.monotonic()
+    begins = max(now, _next_begins)
+    _next_begins = begins + PACE_SECONDS
+    await asyncio.sleep(begins - now)
