@@ -18,6 +18,8 @@ from airflow_provider_datasphere.compat import (
     AirflowTaskTimeout,
     BaseOperator,
     current_context,
+    deferral_of_this_try,
+    resumed_by_this_try,
     task_state,
 )
 from airflow_provider_datasphere.exceptions import DataSphereError, JobLostError, airflow_side, translated
@@ -128,6 +130,8 @@ class JobOperator(BaseOperator):
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """A net under the trigger: if Airflow ends the deferral itself, ``execute_complete`` isn't called."""
+        if not resumed_by_this_try(next_kwargs, context):
+            return self.execute(context)
         self._context, self._resumed = context, True
         if next_method == "__fail__":
             timed_out = "timeout" in str((next_kwargs or {}).get("error", "")).lower()
@@ -202,6 +206,7 @@ class JobOperator(BaseOperator):
                 link=self._link,
             ),
             method_name="execute_complete",
+            kwargs=deferral_of_this_try(context),
             # A net for a triggerer that doesn't keep the deadline. Airflow's own timeout tells nobody.
             timeout=timedelta(seconds=max(1.0, deadline - time.time()) + 300) if deadline is not None else None,
         )

@@ -15,6 +15,8 @@ from airflow_provider_datasphere.compat import (
     BaseSensorOperator,
     PokeReturnValue,
     conf,
+    deferral_of_this_try,
+    resumed_by_this_try,
 )
 from airflow_provider_datasphere.exceptions import (
     DataSphereError,
@@ -110,6 +112,7 @@ class DataSphereJobSensor(BaseSensorOperator):
                 deadline=time.time() + self.timeout,
             ),
             method_name="execute_complete",
+            kwargs=deferral_of_this_try(context),
             timeout=timedelta(seconds=self.timeout + NET_SECONDS),
         )
 
@@ -139,6 +142,8 @@ class DataSphereJobSensor(BaseSensorOperator):
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """A net under the trigger: if Airflow ends the deferral itself, ``execute_complete`` isn't called."""
+        if not resumed_by_this_try(next_kwargs, context):
+            return self.execute(context)
         timed_out = next_method == "__fail__" and "timeout" in str((next_kwargs or {}).get("error", "")).lower()
         if timed_out and self.execution_timeout is None:
             with self._skips_softly():
