@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from harness import NEWEST, RealAirflow
+from harness import NEWEST, SUPPORTED, RealAirflow
 
 NEWEST_2 = "2.11.2"
 
@@ -42,5 +42,12 @@ def airflow2() -> Iterator[RealAirflow]:
 @pytest.fixture(scope="module", params=[NEWEST, NEWEST_2], ids=["airflow3", "airflow2"])
 def any_airflow(request: pytest.FixtureRequest) -> Iterator[RealAirflow]:
     """Each of the two in turn, never both at once."""
+    with RealAirflow(request.param) as airflow:
+        yield airflow
+
+
+@pytest.fixture(scope="module", params=SUPPORTED)
+def each_airflow(request: pytest.FixtureRequest) -> Iterator[RealAirflow]:
+    """All that are supported in turn."""
     with RealAirflow(request.param) as airflow:
         yield airflow

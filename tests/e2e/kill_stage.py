@@ -91,6 +91,7 @@ class Act:
 
     def __init__(self, airflow: RealAirflow, emulator: Emulator, scene: Scene, conn_id: str, folder: Path) -> None:
         self.airflow = airflow
+        self.version = tuple(int(part) for part in airflow.version.split(".")[:2])
         self.emulator = emulator
         self.scene = scene
         self.dag_id = scene.name

@@ -10,10 +10,11 @@ from harness.airflow import RealAirflow
 from harness.api import ApiError
 from harness.dagtest import DagResult, run_dags
 from harness.home import free_port
-from harness.venvs import NEWEST, AirflowVenv, airflow_venv, find_python, uv
+from harness.venvs import NEWEST, SUPPORTED, AirflowVenv, airflow_venv, find_python, uv
 
 __all__ = [
     "NEWEST",
+    "SUPPORTED",
     "AirflowVenv",
     "ApiError",
     "DagResult",

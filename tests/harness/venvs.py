@@ -25,6 +25,8 @@ CONSTRAINTS = {
 constraints have them."""
 NEWEST = installed_version("apache-airflow")
 """The Airflow of the development environment: the newest 3.x when it was set up."""
+SUPPORTED = ["2.11.2", "3.0.6", "3.1.8", "3.2.2", NEWEST]
+"""The newest of each minor version that is supported."""
 
 
 def uv(*arguments: str | Path, cwd: Path | None = None, environment: dict[str, str] | None = None) -> str:

@@ -13,10 +13,9 @@ from typing import Any
 
 import pytest
 
-from harness import NEWEST, RealAirflow
+from harness import NEWEST, SUPPORTED, RealAirflow
 
-SUPPORTED = ["2.11.2", "3.0.6", "3.1.8", "3.2.2", NEWEST]
-#: The newest of each; `make test-long` asks the others too.
+#: `make test-long` asks the others too.
 USUAL = {"2.11.2", NEWEST}
 
 pytestmark = [pytest.mark.airflow, pytest.mark.timeout(600)]
@@ -48,7 +47,7 @@ class Tell(BaseOperator):
         if store is not None:
             store.set("mark", f"of try {ti.try_number}")
         self.tell(seen)  # now: what waits for this word kills the task at once
-        if self.task_id == "deferred":
+        if self.task_id in ("deferred", "deferred_failed"):
             self.defer(trigger=TimeDeltaTrigger(timedelta(seconds=2)), method_name="resume")
         if ti.try_number > 1 or self.task_id == "green":
             return
@@ -58,6 +57,8 @@ class Tell(BaseOperator):
 
     def resume(self, context, event=None):
         self.tell(self.look(context, "resumed"))
+        if self.task_id == "deferred_failed" and context["ti"].try_number == 1:
+            raise RuntimeError("on purpose")
 
     def look(self, context, leg):
         ti, store = context["ti"], context.get("task_state_store")
@@ -76,7 +77,14 @@ class Tell(BaseOperator):
 
 with DAG("facts", schedule=None, start_date=datetime(2024, 1, 1)):
     for task_id, retries in {
-        "retried": 1, "killed": 1, "deferred": 1, "failed": 0, "green": 0, "running": 0, "running_with_retry": 2
+        "retried": 1,
+        "killed": 1,
+        "deferred": 1,
+        "deferred_failed": 1,
+        "failed": 0,
+        "green": 0,
+        "running": 0,
+        "running_with_retry": 2,
     }.items():
         Tell(task_id=task_id, retries=retries, retry_delay=timedelta(seconds=0.1))
 '''
@@ -139,6 +147,7 @@ def facts(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         for task_id in tasks:
             if task_id not in seen.stuck:
                 told(task_id, 2)
+        airflow.wait_task("facts", run_id, "deferred_failed", "success", timeout=180, try_number=2)
         for task_id, state in seen.stuck.items():
             airflow.wait_task("facts", run_id, task_id, state)
         if not seen.stuck:
@@ -188,6 +197,13 @@ def test_a_deferral_is_one_try(facts: Facts) -> None:
     assert first["try_number"] == second["try_number"] == 1
     assert first["max_tries"] == second["max_tries"] == 1
     assert second["xcom"] == "of try 1"
+
+
+def test_a_retry_after_a_failed_deferral(facts: Facts) -> None:
+    """Airflow 3.0 resumes it from the old deferral, old event and all (see ``compat.resumed_by_this_try``)."""
+    legs = [(seen["try_number"], seen["leg"]) for seen in facts.of("deferred_failed")]
+    anew = [] if facts.version == (3, 0) else [(2, "begin")]
+    assert legs == [(1, "begin"), (1, "resumed"), *anew, (2, "resumed")]
 
 
 def test_what_is_never_tried_again(facts: Facts) -> None:

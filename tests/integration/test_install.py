@@ -15,14 +15,13 @@ from typing import Any
 import pytest
 
 from datasphere_emulator import Emulator
-from harness import NEWEST, AirflowVenv, RealAirflow, uv
+from harness import NEWEST, SUPPORTED, AirflowVenv, RealAirflow, uv
 from harness.home import AirflowHome
 from harness.venvs import PROJECT
 
 pytestmark = [pytest.mark.airflow, pytest.mark.timeout(600)]
 
-OLDEST = "2.11.2"
-VERSIONS = [OLDEST, "3.0.6", "3.1.8", "3.2.2", NEWEST]
+OLDEST = SUPPORTED[0]
 EXAMPLES = sorted((PROJECT / "example_dags").glob("*.py"))
 PROBE = PROJECT / "tests" / "harness" / "probe.py"
 # What Managed Airflow's images of 3.0 and 3.1 pin.
@@ -154,7 +153,7 @@ def test_the_wheel_holds_the_two_packages_and_nothing_else(wheel: Path) -> None:
     assert any(name.endswith("/licenses/LICENSE") for name in names)
 
 
-@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("version", SUPPORTED)
 def test_it_installs_beside_airflow(version: str, install: Install, emulator: Emulator, tmp_path: Path) -> None:
     venv = install(version)
     check(venv)
@@ -187,7 +186,7 @@ def test_it_installs_beside_airflow(version: str, install: Install, emulator: Em
     assert_forks(venv, emulator, tmp_path)
 
 
-@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("version", SUPPORTED)
 def test_it_installs_beside_the_yandex_provider(version: str, install: Install, tmp_path: Path) -> None:
     venv = install(version, "apache-airflow-providers-yandex")
     check(venv)

@@ -332,16 +332,19 @@ def test_a_resumed_task_ends_as_a_blocking_one_does(emulator: Emulator) -> None:
 
 def test_a_try_that_is_resumed_from_the_deferral_of_an_earlier_one_begins_anew(emulator: Emulator) -> None:
     # So does Airflow 3.0 after a deferred try that failed.
-    task = fork(source(emulator, Script(executing_seconds=0.3)), deferrable=True)
+    limit = timedelta(hours=1)
+    task = fork(source(emulator, Script(executing_seconds=0.3)), deferrable=True, execution_timeout=limit)
     left = deferred(task, context_of(task, max_tries=1))
     first = emulator.jobs(task.source_job_id)[0].id
     emulator.cancel_job(first)
     event = {"status": "timeout", "job_id": first, "cancelled": True}
-    retry = fork(task.source_job_id, deferrable=True)
+    retry = fork(task.source_job_id, deferrable=True, execution_timeout=limit)
     again = context_of(retry, try_number=2, max_tries=1)
+    again["ti"].start_date -= timedelta(hours=2)  # that of the earlier try
     with pytest.raises(TaskDeferred) as caught:
         retry.resume_execution("execute_complete", {**(left.kwargs or {}), "event": event}, again)
     second = caught.value.trigger.job_id
+    assert 3590 < caught.value.trigger.deadline - time.time() <= 3600
     assert [job.id for job in emulator.jobs(task.source_job_id)] == [first, second]
     emulator.wait_job(second)
     event = {"status": "ended", "job_id": second}

@@ -64,6 +64,7 @@ class JobOperator(BaseOperator):
         self._timed_out = False
         self._killed = threading.Event()
         self._resumed = False
+        self._began: float | None = None
         self._ended: dict[tuple[str, bool], object] = {}
         self._left_running = False
 
@@ -131,6 +132,7 @@ class JobOperator(BaseOperator):
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """A net under the trigger: if Airflow ends the deferral itself, ``execute_complete`` isn't called."""
         if not resumed_by_this_try(next_kwargs, context):
+            self._began = time.time()
             return self.execute(context)
         self._context, self._resumed = context, True
         if next_method == "__fail__":
@@ -216,7 +218,9 @@ class JobOperator(BaseOperator):
         if self.execution_timeout is None:
             return None
         ti: Any = context["ti"]
-        deadline = float(ti.start_date.timestamp() + self.execution_timeout.total_seconds())
+        # Where Airflow has begun this try with the deferral of an earlier one, it shows that one's start.
+        began = self._began or float(ti.start_date.timestamp())
+        deadline = began + self.execution_timeout.total_seconds()
         # Airflow 2 ends the deferral itself at that moment, without a word to the trigger: be ahead of it.
         return deadline if AIRFLOW_V_3_0_PLUS else deadline - 5.0
 
