@@ -35,9 +35,12 @@ class Part(ABC):
     """A file on its way: invisible until :meth:`commit`.
 
     :ivar size: how many bytes it has.
+    :ivar chunks_ahead: how many chunks may be written before they are hashed: enough that neither work waits for the
+        other's hiccups, and fewer where the part itself takes memory.
     """
 
     size: int = 0
+    chunks_ahead: int = 16
 
     @abstractmethod
     def write(self, chunk: bytes) -> int:

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 WHOLE_TRIES = 3
 #: Files from this size on (bytes) are hashed in a thread beside the one that receives and writes them.
 HASH_ASIDE_BYTES = 8 * 1024 * 1024
-#: How many chunks may wait for that thread: enough that neither of the two waits for the other's hiccups.
-HASH_QUEUE = 16
 
 
 class Fetcher:
@@ -48,7 +46,7 @@ class Fetcher:
         :raises TransferError: it can't be fetched.
         :raises ResultsError: what comes isn't what the job recorded, again and again.
         """
-        file, digest = link.file, _Digest(link.file.size_bytes)
+        file, digest = link.file, _Digest(link.file.size_bytes, part.chunks_ahead)
         try:
             for chunk in part.existing():
                 self.check_stop()
@@ -134,11 +132,14 @@ def fetch_file(client: JobService, job_id: str, file: jobs_pb2.File, target: Pat
 
 
 class _Digest:
-    """sha256 of a stream; of a large one it is computed in a thread of its own, beside receiving and writing."""
+    """sha256 of a stream; of a large one it is computed in a thread of its own, beside receiving and writing.
 
-    def __init__(self, size: int) -> None:
+    :param chunks_ahead: how many chunks may wait for that thread.
+    """
+
+    def __init__(self, size: int, chunks_ahead: int) -> None:
         self._sha256 = hashlib.sha256()
-        self._chunks: queue.Queue[bytes | None] = queue.Queue(maxsize=HASH_QUEUE)
+        self._chunks: queue.Queue[bytes | None] = queue.Queue(maxsize=chunks_ahead)
         self._thread = None
         if size >= HASH_ASIDE_BYTES:
             self._thread = Thread(target=self._work, name="datasphere-sha256", daemon=True)

@@ -90,6 +90,8 @@ class StoreFolder(Destination):
 
 
 class _StorePart(Part):
+    chunks_ahead = 1
+
     def __init__(self, fs: AbstractFileSystem, path: str, temporary: str, expected: int) -> None:
         self._fs, self._path = fs, path
         protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
