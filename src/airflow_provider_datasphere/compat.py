@@ -13,8 +13,6 @@ AIRFLOW_V_3_1_PLUS = AIRFLOW_VERSION >= (3, 1)
 AIRFLOW_V_3_2_PLUS = AIRFLOW_VERSION >= (3, 2)
 AIRFLOW_V_3_3_PLUS = AIRFLOW_VERSION >= (3, 3)
 
-_DEFERRED_IN = "deferred_in_try"
-
 
 def _first(name: str, *modules: str) -> Any:
     """The attribute ``name`` of the first of ``modules`` that has it (Airflow moves its public names about)."""
@@ -79,17 +77,13 @@ def current_context() -> Context:
     return context
 
 
-def deferral_of_this_try(context: Context) -> dict[str, Any]:
-    """The ``kwargs`` for ``defer()`` by which :func:`resumed_by_this_try` knows the deferral again."""
-    return {_DEFERRED_IN: context["ti"].try_number}
-
-
 def resumed_by_this_try(next_kwargs: dict[str, Any] | None, context: Context) -> bool:
-    """Whether the deferral that a task is resumed from is its own; takes the mark out of ``next_kwargs``.
+    """Whether the deferral that a task is resumed from is its own, by the ``try_number`` in the trigger's event.
 
     Airflow 3.0 doesn't forget the deferral of a try that has failed, and resumes the next one from it.
     """
-    deferred_in = (next_kwargs or {}).pop(_DEFERRED_IN, None)
+    event = (next_kwargs or {}).get("event")
+    deferred_in = event.get("try_number") if isinstance(event, dict) else None
     # Airflow 2.11 on SQLite may count a try twice; it has never resumed one try from another's deferral.
     return not AIRFLOW_V_3_0_PLUS or deferred_in in (None, context["ti"].try_number)
 

@@ -334,22 +334,22 @@ def test_a_try_that_is_resumed_from_the_deferral_of_an_earlier_one_begins_anew(e
     # So does Airflow 3.0 after a deferred try that failed.
     limit = timedelta(hours=1)
     task = fork(source(emulator, Script(executing_seconds=0.3)), deferrable=True, execution_timeout=limit)
-    left = deferred(task, context_of(task, max_tries=1))
+    deferred(task, context_of(task, max_tries=1))
     first = emulator.jobs(task.source_job_id)[0].id
     emulator.cancel_job(first)
-    event = {"status": "timeout", "job_id": first, "cancelled": True}
+    event = {"status": "timeout", "job_id": first, "cancelled": True, "try_number": 1}
     retry = fork(task.source_job_id, deferrable=True, execution_timeout=limit)
     again = context_of(retry, try_number=2, max_tries=1)
     again["ti"].start_date -= timedelta(hours=2)  # that of the earlier try
     with pytest.raises(TaskDeferred) as caught:
-        retry.resume_execution("execute_complete", {**(left.kwargs or {}), "event": event}, again)
+        retry.resume_execution("execute_complete", {"event": event}, again)
     second = caught.value.trigger.job_id
     assert 3590 < caught.value.trigger.deadline - time.time() <= 3600
     assert [job.id for job in emulator.jobs(task.source_job_id)] == [first, second]
     emulator.wait_job(second)
-    event = {"status": "ended", "job_id": second}
+    event = {"status": "ended", "job_id": second, "try_number": 2}
     resumed = fork(task.source_job_id, deferrable=True)
-    assert resumed.resume_execution("execute_complete", {**caught.value.kwargs, "event": event}, again) == second
+    assert resumed.resume_execution("execute_complete", {"event": event}, again) == second
 
 
 def test_every_data_argument_is_templated() -> None:

@@ -261,10 +261,8 @@ def test_a_deferred_wait_has_the_sensors_timeout_and_pace(emulator: Emulator) ->
 def test_a_try_that_is_resumed_from_the_deferral_of_an_earlier_one_looks_anew(emulator: Emulator) -> None:
     job_id = running(emulator, ENDLESS)
     task = sensor(emulator, job_id, deferrable=True)
-    with pytest.raises(TaskDeferred) as caught:
-        task.execute(context_of(task, max_tries=1))
     emulator.cancel_job(job_id)
-    lost = {**(caught.value.kwargs or {}), "event": {"status": "lost", "message": "out of sight"}}
+    lost = {"event": {"status": "lost", "message": "out of sight", "try_number": 1}}
     with pytest.raises(JobCancelledError):
         task.resume_execution("execute_complete", lost, context_of(task, try_number=2, max_tries=1))
 

@@ -18,7 +18,7 @@ from airflow_provider_datasphere.operators.jobs import ForkJobOperator
 from airflow_provider_datasphere.sensors.jobs import DataSphereJobSensor
 from airflow_provider_datasphere.triggers.jobs import DataSphereJobTrigger
 from datasphere_emulator import Emulator, LogLine, Script
-from unit.airflow_side import connect, context_of
+from unit.airflow_side import TaskInstance, connect, context_of
 
 ENDLESS = Script(never_ends=True)
 
@@ -146,6 +146,12 @@ async def test_it_fires_at_any_end(emulator: Emulator, script: Script) -> None:
         "link": "https://job",
     }
     assert (emulator.journal.count("Cancel"), emulator.journal.count("ReadLogs")) == (0, 0)
+
+
+async def test_the_event_tells_whose_try_it_is_of(emulator: Emulator) -> None:
+    watching = trigger(emulator, emulator.create_scripted_job(Script(), execute=True))
+    watching.task_instance = TaskInstance(try_number=3)
+    assert (await event_of(watching))["try_number"] == 3
 
 
 async def test_without_an_operation_the_job_itself_is_asked(emulator: Emulator) -> None:

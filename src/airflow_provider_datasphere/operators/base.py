@@ -18,7 +18,6 @@ from airflow_provider_datasphere.compat import (
     AirflowTaskTimeout,
     BaseOperator,
     current_context,
-    deferral_of_this_try,
     resumed_by_this_try,
     task_state,
 )
@@ -208,7 +207,6 @@ class JobOperator(BaseOperator):
                 link=self._link,
             ),
             method_name="execute_complete",
-            kwargs=deferral_of_this_try(context),
             # A net for a triggerer that doesn't keep the deadline. Airflow's own timeout tells nobody.
             timeout=timedelta(seconds=max(1.0, deadline - time.time()) + 300) if deadline is not None else None,
         )

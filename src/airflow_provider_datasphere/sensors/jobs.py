@@ -15,7 +15,6 @@ from airflow_provider_datasphere.compat import (
     BaseSensorOperator,
     PokeReturnValue,
     conf,
-    deferral_of_this_try,
     resumed_by_this_try,
 )
 from airflow_provider_datasphere.exceptions import (
@@ -112,7 +111,6 @@ class DataSphereJobSensor(BaseSensorOperator):
                 deadline=time.time() + self.timeout,
             ),
             method_name="execute_complete",
-            kwargs=deferral_of_this_try(context),
             timeout=timedelta(seconds=self.timeout + NET_SECONDS),
         )
 

@@ -107,7 +107,9 @@ class DataSphereJobTrigger(BaseTrigger):
         from airflow_provider_datasphere.client.logs import LogTail
         from airflow_provider_datasphere.client.outcome import JobHandle
 
-        event = {"job_id": self.job_id, "operation_id": self.operation_id, "link": self.link}
+        event: dict[str, Any] = {"job_id": self.job_id, "operation_id": self.operation_id, "link": self.link}
+        if (task_instance := getattr(self, "task_instance", None)) is not None:
+            event["try_number"] = task_instance.try_number
         client = await DataSphereHook(self.datasphere_conn_id).aget_client()
         if self.stream_logs:
             self.log.info(
