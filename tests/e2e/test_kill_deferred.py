@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.airflow, pytest.mark.long]
 FOR_EVER = Script(never_ends=True, log=["it runs"])
 QUICK = Script(log=["it is over"])
 #: Long enough to be deferred for.
-SOON = Script(executing_seconds=5.0, log=["it is over"])
+SOON = Script(executing_seconds=3.0, log=["it is over"])
 FORK = 'ForkJobOperator(task_id="fork", source_job_id=SOURCE, deferrable=True, poll_interval=0.5, {})'
 
 #: Tasks whose time is up while they are deferred, all at once.
@@ -104,7 +104,7 @@ def deferred_timed_out_many_at_once(act: Act) -> None:
     assert Counter(states.values()) == {"failed": TIMEOUTS}
 
 
-@scenes.add(FORK.format("retries=1, execution_timeout=timedelta(seconds=25)"), script=[FOR_EVER, SOON])
+@scenes.add(FORK.format("retries=1, execution_timeout=timedelta(seconds=40)"), script=[FOR_EVER, SOON])
 def deferred_timed_out_with_a_try_left(act: Act) -> None:
     assert act.wait({"success", "failed"}) == "success"
     act.assert_cancelled_once("SUCCESS")
