@@ -19,10 +19,11 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 from yandex.cloud.datasphere.v2.jobs import jobs_pb2
 
-from airflow_provider_datasphere.client.destinations import LocalFolder, LocalPart
+from airflow_provider_datasphere.client.destinations import LocalFolder
 from airflow_provider_datasphere.client.download import download_job_files
 from airflow_provider_datasphere.client.fetch import Fetcher
 from airflow_provider_datasphere.client.links import Link
+from airflow_provider_datasphere.client.parts import LocalPart
 from airflow_provider_datasphere.client.stores import StoreFolder
 from datasphere_emulator import Emulator
 from stored_jobs import add_output, client_of, ended_job, files_in, gets, only_files, random_bytes, zipped
@@ -177,7 +178,7 @@ def test_a_whole_part_that_cannot_be_checked_is_fetched_anew(emulator: Emulator,
             return [jobs_pb2.StorageFile(file=file, url=url)]
 
     (tmp_path / "part").write_bytes(b"content")
-    part = LocalPart(tmp_path / "part", lambda: tmp_path / "file")
+    part = LocalPart(tmp_path / "part", lambda: tmp_path / "file", recorded)
     Fetcher(client.http, threading.Event(), log).fetch(Link(Links(), job_id, file), part)
     part.commit()
     assert (tmp_path / "file").read_bytes() == b"content"
@@ -195,7 +196,7 @@ def test_the_disk_writes_while_the_rest_comes(
         raise OSError("a file system that takes no advice")
 
     monkeypatch.setattr(os, "posix_fadvise", advise)
-    monkeypatch.setattr("airflow_provider_datasphere.client.destinations.WRITE_BEHIND_BYTES", MEBIBYTE)
+    monkeypatch.setattr("airflow_provider_datasphere.client.parts.WRITE_BEHIND_BYTES", MEBIBYTE)
     content = random_bytes(5 * MEBIBYTE + 7)
     job_id = ended_job(emulator, {"file": content})
     download_job_files(client_of(emulator), job_id, output_dir=tmp_path)

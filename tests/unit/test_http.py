@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import http.server
 import io
 import logging
 import shutil
 import subprocess
-import threading
 from base64 import b64encode
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,48 +17,13 @@ from airflow_provider_datasphere.client.http import Http, TransferError, Transie
 from airflow_provider_datasphere.client.links import Link, RangeReader
 from airflow_provider_datasphere.client.proxy import proxy_for
 from datasphere_emulator import Emulator
+from http_server import send, served
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    pass
 
 CONTENT = bytes(range(256)) * 4000
 SECRET = "X-Amz-Signature=0123456789abcdef"
-
-
-@contextmanager
-def served(answer: Callable[[Any], None]) -> Iterator[tuple[str, list[str]]]:
-    """A server that answers with ``answer(handler)``; its address, and the paths that were asked for."""
-    asked: list[str] = []
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_GET(self) -> None:
-            asked.append(self.path)
-            answer(self)
-
-        do_PUT = do_GET
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}", asked
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
-def send(handler: Any, body: bytes, status: int = 200, **headers: str) -> None:
-    handler.send_response(status)
-    for name, value in {"Content-Length": str(len(body)), **headers}.items():
-        handler.send_header(name.replace("_", "-"), value)
-    handler.end_headers()
-    handler.wfile.write(body)
 
 
 def everything(client: Http, url: str, start: int = 0) -> tuple[int, bytes]:

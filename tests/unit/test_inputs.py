@@ -20,9 +20,9 @@ import pytest
 from yandex.cloud.datasphere.v2.jobs import jobs_pb2
 
 from airflow_provider_datasphere.client import staging
-from airflow_provider_datasphere.client.destinations import LocalPart
 from airflow_provider_datasphere.client.errors import DataSphereError, JobRequestError, ResultsError
 from airflow_provider_datasphere.client.fork import ForkRequest
+from airflow_provider_datasphere.client.parts import LocalPart
 from airflow_provider_datasphere.client.service import Interrupted
 from airflow_provider_datasphere.client.submit import Submission, submit
 from airflow_provider_datasphere.inputs import stage_vars

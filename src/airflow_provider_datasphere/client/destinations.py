@@ -10,7 +10,6 @@ import os
 import re
 import secrets
 import shutil
-import sys
 import tempfile
 import zlib
 from abc import ABC, abstractmethod
@@ -20,47 +19,13 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from airflow_provider_datasphere.client.archive import COPY_BYTES, Listing, Member, copy_member
 from airflow_provider_datasphere.client.errors import ResultsError
+from airflow_provider_datasphere.client.parts import LocalPart, Part
 
 if TYPE_CHECKING:
     import zipfile
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Collection
 
 log = logging.getLogger(__name__)
-
-#: How much of a local file may wait in memory for the disk (bytes).
-WRITE_BEHIND_BYTES = 32 * 1024 * 1024
-
-
-class Part(ABC):
-    """A file on its way: invisible until :meth:`commit`.
-
-    :ivar size: how many bytes it has.
-    :ivar chunks_ahead: how many chunks may be written before they are hashed: enough that neither work waits for the
-        other's hiccups, and fewer where the part itself takes memory.
-    """
-
-    size: int = 0
-    chunks_ahead: int = 16
-
-    @abstractmethod
-    def write(self, chunk: bytes) -> int:
-        """Append all of ``chunk``; returns its length."""
-
-    @abstractmethod
-    def restart(self) -> None:
-        """Forget what was written."""
-
-    @abstractmethod
-    def commit(self) -> None:
-        """Give it its final name, at once and as a whole."""
-
-    @abstractmethod
-    def discard(self) -> None:
-        """Leave no trace of it. Idempotent; does nothing after :meth:`commit`."""
-
-    def existing(self) -> Iterator[bytes]:
-        """What an earlier, killed download left of this very file, to go on from."""
-        return iter(())
 
 
 class Destination(ABC):
@@ -235,7 +200,7 @@ class LocalFolder(Destination):
 
     def part(self, path: PurePosixPath, key: str, size: int) -> Part:
         self._target(path)  # refuses what would leave the destination before anything is fetched
-        return LocalPart(self.scratch / f"{key}.part", lambda: self._room_for(path))
+        return LocalPart(self.scratch / f"{key}.part", lambda: self._room_for(path), size)
 
     def unpack(self, archive: zipfile.ZipFile, listing: Listing, path: PurePosixPath) -> None:
         needed, free = sum(member.size_bytes for member in listing.files), shutil.disk_usage(self.root).free
@@ -248,7 +213,8 @@ class LocalFolder(Destination):
             file.parent.mkdir(parents=True, exist_ok=True)
             with file.open("xb") as stream:
                 copy_member(archive, member, stream)
-                _sync(stream)
+                stream.flush()
+                os.fsync(stream.fileno())
         for directory in listing.directories:
             (staged / directory).mkdir(parents=True, exist_ok=True)
         if path.parts:
@@ -269,47 +235,6 @@ class LocalFolder(Destination):
         return f"file://{self.root / path}"
 
 
-class LocalPart(Part):
-    """A file in ``file`` that gets the name that ``target`` gives; resumes what is in ``file`` already."""
-
-    def __init__(self, file: Path, target: Callable[[], Path]) -> None:
-        self._file, self._target = file, target
-        self._stream = file.open("r+b" if file.exists() else "w+b", buffering=0)
-        self._handed_over = 0  # bytes from the start that the disk is already at
-        self._committed = False
-
-    def existing(self) -> Iterator[bytes]:
-        while chunk := self._stream.read(COPY_BYTES):
-            self.size += len(chunk)
-            yield chunk
-
-    def write(self, chunk: bytes) -> int:
-        view = memoryview(chunk)
-        while view:
-            view = view[self._stream.write(view) :]
-        self.size += len(chunk)
-        if self.size - self._handed_over >= WRITE_BEHIND_BYTES:
-            _start_writing(self._stream.fileno(), self._handed_over, self.size)
-            self._handed_over = self.size
-        return len(chunk)
-
-    def restart(self) -> None:
-        self._stream.seek(0)
-        self._stream.truncate()
-        self.size = self._handed_over = 0
-
-    def commit(self) -> None:
-        _sync(self._stream)
-        self._stream.close()
-        self._file.replace(self._target())
-        self._committed = True
-
-    def discard(self) -> None:
-        self._stream.close()
-        if not self._committed:
-            self._file.unlink(missing_ok=True)
-
-
 class _Crc32:
     def __init__(self) -> None:
         self._value = 0
@@ -319,19 +244,6 @@ class _Crc32:
 
     def hexdigest(self) -> str:
         return f"{self._value:08x}"
-
-
-def _start_writing(handle: int, start: int, end: int) -> None:
-    """Have the disk write while more comes from the network: at the end only the last bytes have to be waited for."""
-    if sys.platform == "linux":
-        # Of what isn't needed in memory any longer, Linux begins to write what is dirty, and doesn't wait for it.
-        with suppress(OSError):
-            os.posix_fadvise(handle, start, end - start, os.POSIX_FADV_DONTNEED)
-
-
-def _sync(stream: Any) -> None:
-    stream.flush()
-    os.fsync(stream.fileno())
 
 
 def _sync_directory(directory: Path) -> None:

@@ -13,11 +13,12 @@ from threading import Event
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from airflow_provider_datasphere.client.archive import list_archive, open_archive
-from airflow_provider_datasphere.client.destinations import Destination, LocalFolder, LocalPart
+from airflow_provider_datasphere.client.destinations import Destination, LocalFolder
 from airflow_provider_datasphere.client.errors import DataSphereError, ResultsError
 from airflow_provider_datasphere.client.fetch import Fetcher
 from airflow_provider_datasphere.client.http import StoppedError, TransferError, TransientError
 from airflow_provider_datasphere.client.links import Link, RangeReader, file_key, urls_by_file
+from airflow_provider_datasphere.client.parts import LocalPart
 from airflow_provider_datasphere.client.results import JobFile, downloadable
 from airflow_provider_datasphere.client.uri import plain_path
 
@@ -138,7 +139,7 @@ class _Download:
     ) -> None:
         self._client, self._job_id, self._place, self._stop, self._log = client, job_id, place, stop, log
         self._parallel = parallel
-        self._fetcher = Fetcher(client.http, stop, log)
+        self._fetcher = Fetcher(client.http, stop, log, parallel)
         self._links: dict[PurePosixPath, Link] = {}
         # Files in a row that were given up although each was tried for long: the storage is down for all of them.
         self._in_vain = 0
@@ -261,7 +262,7 @@ class _Download:
                 part.discard()
             return
         archive_file = self._place.scratch / f"{item.key}.zip"
-        part = LocalPart(self._place.scratch / f"{item.key}.part", lambda: archive_file)
+        part = LocalPart(self._place.scratch / f"{item.key}.part", lambda: archive_file, item.file.size_bytes)
         try:
             self._fetcher.fetch(self._links[item.target], part)
             part.commit()

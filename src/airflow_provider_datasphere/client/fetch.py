@@ -2,36 +2,39 @@
 
 from __future__ import annotations
 
-import hashlib
-import queue
+import math
 from pathlib import Path
-from threading import Event, Lock, Thread
+from threading import Event, Lock
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_datasphere.client.destinations import LocalPart, Part
 from airflow_provider_datasphere.client.errors import ResultsError
 from airflow_provider_datasphere.client.http import Http, StoppedError, TransferError, TransientError, UrlRefusedError
+from airflow_provider_datasphere.client.lanes import MAX_LANES, Lanes, OneLaneError, Spare
 from airflow_provider_datasphere.client.links import Link
+from airflow_provider_datasphere.client.parts import LocalPart, Part
 
 if TYPE_CHECKING:
     from yandex.cloud.datasphere.v2.jobs import jobs_pb2
 
+    from airflow_provider_datasphere.client.lanes import Piece
     from airflow_provider_datasphere.client.service import JobService
 
 #: How often a file is fetched anew from its beginning because its content is wrong.
 WHOLE_TRIES = 3
-#: Files from this size on (bytes) are hashed in a thread beside the one that receives and writes them.
-HASH_ASIDE_BYTES = 8 * 1024 * 1024
+#: A local file of which at least this much is missing (bytes) may be fetched over several connections.
+LARGE_BYTES = 64 * 1024 * 1024
 
 
 class Fetcher:
     """Fetches files, several at once from several threads.
 
     :param stop: set from outside to end what is under way.
+    :param connections: for all files together. Each has one; those that are left over speed up large ones.
     """
 
-    def __init__(self, http: Http, stop: Event, log: Any) -> None:
+    def __init__(self, http: Http, stop: Event, log: Any, connections: int = MAX_LANES) -> None:
         self._http, self._stop, self._log = http, stop, log
+        self._spare = Spare(connections)
         self._lock = Lock()
         self._received = 0
 
@@ -46,59 +49,67 @@ class Fetcher:
         :raises TransferError: it can't be fetched.
         :raises ResultsError: what comes isn't what the job recorded, again and again.
         """
-        file, digest = link.file, _Digest(link.file.size_bytes, part.chunks_ahead)
-        try:
-            for chunk in part.existing():
-                self.check_stop()
-                digest.update(chunk)
-            if not file.sha256 and part.size >= file.size_bytes:
-                # Nothing may be left to ask for (which is an error, HTTP 416), and what is there can't be checked.
-                part.restart()
-                digest.restart()
+        file = link.file
+        if not file.sha256 and part.size >= file.size_bytes:
+            # Nothing may be left to ask for (which is an error, HTTP 416), and what is there can't be checked.
+            part.restart()
+        with self._spare:
             for tries_left in reversed(range(WHOLE_TRIES)):
                 if part.size < file.size_bytes or not file.sha256:
-                    self._stream(link, part, digest)
-                wrong = _difference(file, part.size, digest.hexdigest())
+                    self._receive(link, part)
+                wrong = _difference(file, part.size, part.sha256(self.check_stop))
                 if wrong is None:
                     return
                 if not tries_left:
                     raise ResultsError(wrong)
                 self._log.warning("%s: %s; fetching it anew.", file.desc.path, wrong)
                 part.restart()
-                digest.restart()
-        finally:
-            digest.close()
 
-    def _stream(self, link: Link, part: Part, digest: _Digest) -> None:
+    def _receive(self, link: Link, part: Part) -> None:
+        size = link.file.size_bytes
+        if isinstance(part, LocalPart) and link.file.sha256 and size - part.size >= LARGE_BYTES:
+            try:
+                Lanes(part, size, self._spare, lambda piece: self._stream(link, piece)).run()
+            except OneLaneError as error:
+                self._log.debug("%s: fetching it in one: %s.", link.file.desc.path, error)
+            else:
+                return
+        self._stream(link, part)
+
+    def _stream(self, link: Link, to: Part | Piece) -> None:
         file, received = link.file, 0
+        # One byte more than the job recorded is enough to know that it is another file.
+        limit = file.size_bytes + 1 if file.sha256 else math.inf
 
         def attempt() -> None:
             nonlocal received
             self.check_stop()
+            url = link.url
             try:
-                with self._http.get(link.url, part.size) as body:
-                    if body.start != part.size:  # the storage ignored the range
-                        part.restart()
-                        digest.restart()
+                with self._http.get(url, to.position, to.end) as body:
+                    as_asked = to.end is None or (body.ranged and body.total in (None, file.size_bytes))
+                    if body.start != to.position or not as_asked:  # the storage ignored the range, say
+                        to.restart()
                     for chunk in body.chunks():
                         self.check_stop()
                         link.worked()
-                        part.write(chunk)
-                        digest.update(chunk)
-                        received = max(received, part.size)
+                        to.write(chunk)
+                        received = max(received, to.position)
                         with self._lock:
                             self._received += len(chunk)
-                        if file.sha256 and part.size > file.size_bytes:
+                        if to.position >= (to.end or limit):
                             return
             except UrlRefusedError as error:
-                link.refused(error)
+                link.refused(url, error)
+            if to.end is not None and to.position < to.end:
+                raise TransientError("the storage sent less than it was asked for")
 
         def note(error: TransientError, delay: float) -> None:
             self._log.warning(
                 "%s: %s; going on at byte %d of %d in %.1f s.",
                 file.desc.path,
                 error,
-                part.size,
+                to.position,
                 file.size_bytes,
                 delay,
             )
@@ -119,7 +130,7 @@ def fetch_file(client: JobService, job_id: str, file: jobs_pb2.File, target: Pat
     :param stop: set from outside to end it.
     :raises ResultsError: it can't be had as the job recorded it.
     """
-    part = LocalPart(target.with_name(f"{target.name}.part"), lambda: target)
+    part = LocalPart(target.with_name(f"{target.name}.part"), lambda: target, file.size_bytes)
     try:
         Fetcher(client.http, stop, log).fetch(Link(client, job_id, file), part)
         part.commit()
@@ -129,48 +140,6 @@ def fetch_file(client: JobService, job_id: str, file: jobs_pb2.File, target: Pat
         raise ResultsError(f"{file.desc.path!r} of job {job_id} is damaged: {error}.") from error
     finally:
         part.discard()
-
-
-class _Digest:
-    """sha256 of a stream; of a large one it is computed in a thread of its own, beside receiving and writing.
-
-    :param chunks_ahead: how many chunks may wait for that thread.
-    """
-
-    def __init__(self, size: int, chunks_ahead: int) -> None:
-        self._sha256 = hashlib.sha256()
-        self._chunks: queue.Queue[bytes | None] = queue.Queue(maxsize=chunks_ahead)
-        self._thread = None
-        if size >= HASH_ASIDE_BYTES:
-            self._thread = Thread(target=self._work, name="datasphere-sha256", daemon=True)
-            self._thread.start()
-
-    def _work(self) -> None:
-        while (chunk := self._chunks.get()) is not None:
-            self._sha256.update(chunk)
-            self._chunks.task_done()
-
-    def update(self, chunk: bytes) -> None:
-        if self._thread:
-            self._chunks.put(chunk)
-        else:
-            self._sha256.update(chunk)
-
-    def hexdigest(self) -> str:
-        self._settle()
-        return self._sha256.hexdigest()
-
-    def restart(self) -> None:
-        self._settle()
-        self._sha256 = hashlib.sha256()
-
-    def close(self) -> None:
-        if self._thread:
-            self._chunks.put(None)
-
-    def _settle(self) -> None:
-        if self._thread:
-            self._chunks.join()
 
 
 def _difference(file: jobs_pb2.File, size: int, sha256: str) -> str | None:

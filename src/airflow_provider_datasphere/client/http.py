@@ -238,17 +238,22 @@ class Body:
 
     :ivar start: offset in the file of its first byte: 0 where the storage ignored the range that was asked for.
     :ivar length: how many bytes the answer announced, None if it didn't.
+    :ivar ranged: whether the answer is the range that was asked for, and not the whole file.
+    :ivar total: bytes of the whole file, where a ranged answer tells them.
     """
 
     def __init__(self, response: BaseHTTPResponse, url: str, start: int) -> None:
         self._response, self._host = response, host_of(url)
         self._reading_since: float | None = None
         self._aborted = self._finished = False
-        self.start = start if response.status == 206 else 0
+        self.ranged = response.status == 206
+        self.start = start if self.ranged else 0
         length = response.headers.get("Content-Length")
         self.length = int(length) if length and length.isdigit() else None
-        sent = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("-")[0]
-        if response.status == 206 and sent != str(start):
+        sent, _, total = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("/")
+        sent = sent.partition("-")[0]
+        self.total = int(total) if total.isdigit() else None
+        if self.ranged and sent != str(start):
             response.close()
             raise TransientError(f"{self._host} sent a range from {sent or '?'} where one from {start} was asked for")
 

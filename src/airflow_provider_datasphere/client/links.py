@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from threading import Event
+from threading import Event, Lock
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow_provider_datasphere.client.http import Http, TransferError, TransientError, UrlRefusedError
@@ -25,7 +25,7 @@ _RENEWALS = 2
 
 
 class Link:
-    """The link to one file of a job. Used by one thread at a time.
+    """The link to one file of a job. Thread-safe.
 
     :param url: a link that was fetched already; None fetches one when it is needed.
     """
@@ -33,6 +33,7 @@ class Link:
     def __init__(self, client: LinkSource, job_id: str, file: jobs_pb2.File, url: str | None = None) -> None:
         self._client, self._job_id, self._url = client, job_id, url
         self._refused = 0
+        self._lock = Lock()
         self.file = file
 
     @property
@@ -41,25 +42,29 @@ class Link:
 
         :raises TransferError: the service gives none.
         """
-        if not self._url:
-            stored = self._client.download_urls(self._job_id, [self.file])
-            self._url = urls_by_file(stored).get(file_key(self.file))
+        with self._lock:
             if not self._url:
-                raise TransferError("DataSphere gives no download link for it; its data may be cleared")
-        return self._url
+                stored = self._client.download_urls(self._job_id, [self.file])
+                self._url = urls_by_file(stored).get(file_key(self.file))
+                if not self._url:
+                    raise TransferError("DataSphere gives no download link for it; its data may be cleared")
+            return self._url
 
     def worked(self) -> None:
         """Bytes came through it."""
         self._refused = 0
 
-    def refused(self, error: UrlRefusedError) -> NoReturn:
-        """The storage refused it: have the next try fetch a new one.
+    def refused(self, url: str, error: UrlRefusedError) -> NoReturn:
+        """The storage refused ``url``: have the next try fetch a new one.
 
         :raises TransientError: always, but for new links that are refused again and again (:class:`TransferError`).
         """
-        self._url = None
-        self._refused += 1
-        if self._refused > _RENEWALS:
+        with self._lock:
+            if url == self._url:  # else another thread has met this already
+                self._url = None
+                self._refused += 1
+            refused = self._refused
+        if refused > _RENEWALS:
             raise TransferError(f"the storage refuses new links too: {error}") from error
         raise TransientError(f"the link is refused or expired ({error})") from error
 
@@ -117,8 +122,9 @@ class RangeReader(io.RawIOBase):
         data = bytearray()
 
         def attempt() -> None:
+            url = self._link.url
             try:
-                with self._http.get(self._link.url, start + len(data), end) as body:
+                with self._http.get(url, start + len(data), end) as body:
                     skip = start + len(data) - body.start  # the storage ignored the range
                     for chunk in body.chunks():
                         self._link.worked()
@@ -127,7 +133,7 @@ class RangeReader(io.RawIOBase):
                         if len(data) >= end - start:
                             break
             except UrlRefusedError as error:
-                self._link.refused(error)
+                self._link.refused(url, error)
             if len(data) < end - start:
                 raise TransientError(f"the storage sent {len(data)} bytes where {end - start} were asked for")
 

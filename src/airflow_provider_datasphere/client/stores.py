@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from airflow_provider_datasphere.client.archive import copy_member
-from airflow_provider_datasphere.client.destinations import Destination, Part
+from airflow_provider_datasphere.client.destinations import Destination
+from airflow_provider_datasphere.client.parts import Part
 
 if TYPE_CHECKING:
     import zipfile
@@ -90,8 +91,6 @@ class StoreFolder(Destination):
 
 
 class _StorePart(Part):
-    chunks_ahead = 1
-
     def __init__(self, fs: AbstractFileSystem, path: str, temporary: str, expected: int) -> None:
         self._fs, self._path = fs, path
         protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
@@ -99,14 +98,19 @@ class _StorePart(Part):
         self._written_to = path if self._in_place else temporary
         self._options = {"block_size": max(_PART_BYTES, -(-expected // _MAX_PARTS))} if self._in_place else {}
         self._stream: Any = None
+        self._sha256 = hashlib.sha256()
         self._committed = False
 
     def write(self, chunk: bytes) -> int:
         if self._stream is None:
             self._open()
         self._stream.write(chunk)
+        self._sha256.update(chunk)
         self.size += len(chunk)
         return len(chunk)
+
+    def sha256(self, check_stop: Callable[[], None]) -> str:
+        return self._sha256.hexdigest()
 
     def _open(self) -> None:
         if not self._in_place:
@@ -116,7 +120,7 @@ class _StorePart(Part):
 
     def restart(self) -> None:
         self._abandon()
-        self.size = 0
+        self.size, self._sha256 = 0, hashlib.sha256()
 
     def commit(self) -> None:
         if self._stream is None:
