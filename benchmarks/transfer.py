@@ -3,12 +3,12 @@
 The server is the emulator's storage, in a process of its own. So is each measurement, that its peak memory is its own
 too; the variants take turns. Prints one line per workload and variant: median seconds, ratio to curl, and how far the
 process grew beyond what it had imported. Ours checks size and sha256 and syncs to the disk; the others do neither.
-Presigned URLs of the service are always https; plain http shows what encryption hides. A loopback answers at once, an
-object storage after some milliseconds: the last workload waits as long before each answer.
+Presigned URLs of the service are always https; plain http shows what encryption hides. A loopback answers at once and
+knows no limit; an object storage takes some milliseconds and bounds each connection: so do the last two workloads.
 
 ::
 
-    python benchmarks/transfer.py [--rounds 5] [--large 500] [--small 200] [--delay 0.01]
+    python benchmarks/transfer.py [--rounds 5] [--large 500] [--small 200] [--delay 0.01] [--rate 50]
 """
 
 from __future__ import annotations
@@ -114,8 +114,8 @@ import json, sys
 from datasphere_emulator import Emulator
 with Emulator(tls=sys.argv[2] == "https") as emulator:
     storage, project = emulator.core.storage, emulator.project_id
-    if delay := float(sys.argv[3]):
-        emulator.faults.inject("storage.get", delay=delay)
+    if faults := json.loads(sys.argv[3]):
+        emulator.faults.inject("storage.get", **faults)
     workloads = []
     for count, size in json.loads(sys.argv[1]):
         files = []
@@ -161,13 +161,11 @@ def measure(program: str, files: list[dict[str, object]], certificates: str, wor
     return seconds, growth
 
 
-def compare(
-    scheme: str, sizes: list[tuple[int, int]], variants: dict[str, str], rounds: int, delay: float = 0.0
-) -> None:
-    """Serve the files by one scheme, each answer ``delay`` seconds late, and print each variant's line."""
-    label = scheme + (f" {delay * 1000:.0f} ms late" if delay else "")
+def compare(label: str, sizes: list[tuple[int, int]], variants: dict[str, str], rounds: int, **faults: float) -> None:
+    """Serve the files by the scheme that begins the label, with these faults, and print each variant's line."""
+    scheme = label.split()[0]
     server = subprocess.Popen(
-        [sys.executable, "-c", SERVER, json.dumps(sizes), scheme, str(delay)],
+        [sys.executable, "-c", SERVER, json.dumps(sizes), scheme, json.dumps(faults)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -188,7 +186,7 @@ def compare(
                 growth = max(growth for _, growth in measured) / 1024
                 memory = "" if variant == "curl" else f"  RSS growth {growth:6.1f} MiB"
                 print(
-                    f"{workload:>28}  {variant:<5} {seconds:6.3f} s  {base / seconds:5.2f} x curl{memory}", flush=True
+                    f"{workload:>36}  {variant:<5} {seconds:6.3f} s  {base / seconds:5.2f} x curl{memory}", flush=True
                 )
         server.stdin.close()
 
@@ -198,7 +196,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--large", type=int, default=500, help="megabytes of the one large file")
     parser.add_argument("--small", type=int, default=200, help="number of files of one megabyte")
-    parser.add_argument("--delay", type=float, default=0.01, help="seconds to the first byte in the last workload")
+    parser.add_argument(
+        "--delay", type=float, default=0.01, help="seconds to the first byte in the last but one workload"
+    )
+    parser.add_argument("--rate", type=int, default=50, help="megabytes per second and connection in the last workload")
     arguments = parser.parse_args()
     variants = {"curl": CURL, "ours": OURS}
     if subprocess.run([sys.executable, "-c", "import datasphere.files"], capture_output=True).returncode == 0:
@@ -211,7 +212,9 @@ def main() -> None:
     small = (arguments.small, MEGABYTE)
     for scheme in ("https", "http"):
         compare(scheme, [(1, large), small], variants, arguments.rounds)
-    compare("https", [small], variants, arguments.rounds, arguments.delay)
+    compare(f"https {arguments.delay * 1000:.0f} ms late", [small], variants, arguments.rounds, delay=arguments.delay)
+    rate = arguments.rate * MEGABYTE
+    compare(f"https {arguments.rate} MB/s", [(1, large)], variants, arguments.rounds, bytes_per_second=rate)
 
 
 if __name__ == "__main__":

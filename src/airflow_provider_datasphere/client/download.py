@@ -71,7 +71,7 @@ def download_job_files(
     :param files: glob patterns over output paths and vars; None for all outputs.
     :param destination: makes the place they go to, instead of ``output_dir``, from a name for temporary files and the
         names that the files need there.
-    :param max_parallel: files at once.
+    :param max_parallel: files at once, and connections for all of them.
     :param progress_interval: seconds between two progress lines in the log.
     :param stop: set from another thread to end the download.
     :return: one mapping per file: ``path``, ``var``, ``kind`` (output, log, diagnostic), ``size_bytes``, ``sha256``,

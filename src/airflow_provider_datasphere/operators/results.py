@@ -40,7 +40,8 @@ class DownloadJobResultsOperator(BaseOperator):
     :param files: glob patterns over the paths and vars of outputs; None for all outputs. (templated)
     :param with_logs: download the job's log files too.
     :param with_diagnostics: download its diagnostic files too.
-    :param max_parallel: how many files at once; to an object store at most 3, which bounds the memory.
+    :param max_parallel: how many files at once, and how many connections for all of them; to an object store at most 3,
+        which bounds the memory.
     :param datasphere_conn_id: the connection. (templated)
     :return: the manifest, one mapping per file: ``path``, ``var``, ``kind`` (``output``, ``log``, ``diagnostic``),
         ``size_bytes``, ``sha256``, and ``uri`` where it is now (of an unpacked directory, ending with a slash).
