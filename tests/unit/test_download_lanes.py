@@ -125,17 +125,16 @@ def test_a_lane_makes_way_for_other_files(emulator: Emulator, tmp_path: Path) ->
     job_id = ended_job(emulator, {"big": CONTENT, "small": b"small"})
     client = client_of(emulator)
     files = {file.desc.path: file for file in client.get(job_id).output_files}
-    spare = lanes.Spare(2)
-    fetcher = fetch.Fetcher(client.http, threading.Event(), log)
-    fetcher._spare = spare
+    fetcher = fetch.Fetcher(client.http, threading.Event(), log, connections=2)
+    connections = fetcher._connections
     part = LocalPart(tmp_path / "part", lambda: tmp_path / "big", len(CONTENT))
     thread = threading.Thread(target=fetcher.fetch, args=(Link(client, job_id, files["big"]), part))
     thread.start()
-    while spare._used < 2:
+    while connections._used < 2:
         assert thread.is_alive()
         time.sleep(0.01)
-    with spare:
-        while spare._used > 2:  # the second lane ends with its piece
+    with connections:
+        while connections._used > 2:  # the second lane ends with its piece
             assert part.size < len(CONTENT) // 2
             time.sleep(0.01)
     thread.join()

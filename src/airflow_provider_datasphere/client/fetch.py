@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_datasphere.client.errors import ResultsError
 from airflow_provider_datasphere.client.http import Http, StoppedError, TransferError, TransientError, UrlRefusedError
-from airflow_provider_datasphere.client.lanes import MAX_LANES, Lanes, OneLaneError, Spare
+from airflow_provider_datasphere.client.lanes import MAX_LANES, Connections, Lanes, OneLaneError
 from airflow_provider_datasphere.client.links import Link
 from airflow_provider_datasphere.client.parts import LocalPart, Part
 
@@ -34,7 +34,7 @@ class Fetcher:
 
     def __init__(self, http: Http, stop: Event, log: Any, connections: int = MAX_LANES) -> None:
         self._http, self._stop, self._log = http, stop, log
-        self._spare = Spare(connections)
+        self._connections = Connections(connections)
         self._lock = Lock()
         self._received = 0
 
@@ -53,7 +53,7 @@ class Fetcher:
         if not file.sha256 and part.size >= file.size_bytes:
             # Nothing may be left to ask for (which is an error, HTTP 416), and what is there can't be checked.
             part.restart()
-        with self._spare:
+        with self._connections:
             for tries_left in reversed(range(WHOLE_TRIES)):
                 if part.size < file.size_bytes or not file.sha256:
                     self._receive(link, part)
@@ -69,7 +69,7 @@ class Fetcher:
         size = link.file.size_bytes
         if isinstance(part, LocalPart) and link.file.sha256 and size - part.size >= LARGE_BYTES:
             try:
-                Lanes(part, size, self._spare, lambda piece: self._stream(link, piece)).run()
+                Lanes(part, size, self._connections, lambda piece: self._stream(link, piece)).run()
             except OneLaneError as error:
                 self._log.debug("%s: fetching it in one: %s.", link.file.desc.path, error)
             else:

@@ -29,37 +29,39 @@ class OneLaneError(TransferError):
     """The storage doesn't give out pieces of the file as expected: it has to be fetched in one."""
 
 
-class Spare:
-    """How many of a download's connections are in use. Thread-safe.
+class Connections:
+    """Counts the connections that a download uses. A context manager for the one that each file has. Thread-safe.
 
-    :param connections: how many there may be.
+    :param limit: how many there may be before a file gets further ones.
     """
 
-    def __init__(self, connections: int) -> None:
-        self._connections, self._used = connections, 0
+    def __init__(self, limit: int) -> None:
+        self._limit, self._used = limit, 0
         self._lock = Lock()
 
-    def __enter__(self) -> Spare:
-        """A file's own connection, which it gets in any case."""
+    def __enter__(self) -> None:
         with self._lock:
             self._used += 1
-        return self
 
     def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._used -= 1
+        self.release()
 
     def take(self) -> bool:
-        """Take a further one if there is one; leave it with ``__exit__``."""
+        """Take a further one, to be released, if there is one."""
         with self._lock:
-            spare = self._used < self._connections
+            spare = self._used < self._limit
             self._used += spare
             return spare
+
+    def release(self) -> None:
+        """Give one back."""
+        with self._lock:
+            self._used -= 1
 
     @property
     def exceeded(self) -> bool:
         """Whether further ones stand in the way of files that want their own."""
-        return self._used > self._connections
+        return self._used > self._limit
 
 
 class Piece:
@@ -98,13 +100,13 @@ class Lanes:
     """Receives the rest of a file in pieces. The first lane is the caller's own thread.
 
     :param size: of the whole file.
-    :param spare: where further connections come from.
+    :param connections: where further ones come from.
     :param receive: brings one piece; tries again by itself.
     """
 
-    def __init__(self, part: LocalPart, size: int, spare: Spare, receive: Callable[[Piece], None]) -> None:
+    def __init__(self, part: LocalPart, size: int, connections: Connections, receive: Callable[[Piece], None]) -> None:
         self.part = part
-        self._size, self._spare, self._receive = size, spare, receive
+        self._size, self._connections, self._receive = size, connections, receive
         self._next = part.size
         self._lanes = 1
         self._error: BaseException | None = None
@@ -142,13 +144,13 @@ class Lanes:
 
     def _work(self, own: bool) -> None:
         try:
-            while (own or not self._spare.exceeded) and (piece := self._take()):
+            while (own or not self._connections.exceeded) and (piece := self._take()):
                 self._receive(piece)
         except BaseException as error:  # raised in the caller's thread
             self._fail(error)
         finally:
             if not own:
-                self._spare.__exit__()
+                self._connections.release()
                 with self._lock:
                     self._lanes -= 1
 
@@ -167,7 +169,7 @@ class Lanes:
             last = piece.end == self._next
             begin = min(piece.position + PIECE_BYTES, self._next) if last else self._next
             wanted = min(MAX_LANES - self._lanes, -(-(self._size - begin) // PIECE_BYTES))
-            while wanted > 0 and self._spare.take():
+            while wanted > 0 and self._connections.take():
                 wanted -= 1
                 self._lanes += 1
                 thread = Thread(target=self._work, args=(False,), name="datasphere-lane", daemon=True)
