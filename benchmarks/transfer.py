@@ -21,13 +21,14 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 MEGABYTE = 1000 * 1000
 
 # Linux: the peak starts from what is resident then. (ru_maxrss starts from what the parent process had.)
-PEAK = """
-import json, sys, time
+MEASURING = """
+import json, resource, sys, time
 from pathlib import Path
 
 def reset_peak():
@@ -37,10 +38,21 @@ def reset_peak():
 def memory(field):
     return int(Path("/proc/self/status").read_text().split(field + ":")[1].split()[0])
 
+def processor():
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in used)
+
+def begin():
+    global before, used, began
+    before, used, began = reset_peak(), processor(), time.perf_counter()
+
+def end():
+    print(json.dumps([time.perf_counter() - began, processor() - used, memory("VmHWM") - before]))
+
 """
 
 OURS = (
-    PEAK
+    MEASURING
     + """
 plan = json.loads(Path(sys.argv[1]).read_text())
 from yandex.cloud.datasphere.v2.jobs import jobs_pb2 as pb
@@ -64,15 +76,14 @@ class Client:
     def download_urls(self, job_id, files): return stored
     def on_interrupt(self, wake): pass
 
-before = reset_peak()
-began = time.perf_counter()
+begin()
 download_job_files(Client(), job.id, output_dir=plan["to"])
-print(json.dumps([time.perf_counter() - began, memory("VmHWM") - before]))
+end()
 """
 )
 
 SDK = (
-    PEAK
+    MEASURING
     + """
 plan = json.loads(Path(sys.argv[1]).read_text())
 from datasphere.api import jobs_pb2 as pb
@@ -86,27 +97,65 @@ stored = [
     )
     for f in plan["files"]
 ]
-before = reset_peak()
-began = time.perf_counter()
+begin()
 download_files(stored, plan["to"])
-print(json.dumps([time.perf_counter() - began, memory("VmHWM") - before]))
+end()
 """
 )
 
 # One curl process for all files, one after the other over one connection; the shell measures nothing.
-CURL = """
-import json, subprocess, sys, time
-from pathlib import Path
+CURL = (
+    MEASURING
+    + """
+import subprocess
 plan = json.loads(Path(sys.argv[1]).read_text())
 lines = [f'url = "{f["url"]}"\\noutput = "{plan["to"]}/{f["path"]}"' for f in plan["files"]]
 config = Path(plan["to"], "config")
 if plan["certificates"]:
     lines.insert(0, f'cacert = "{plan["certificates"]}"')
 config.write_text("\\n".join(lines))
-began = time.perf_counter()
+begin()
 subprocess.run(["curl", "--silent", "--show-error", "--fail", "--config", str(config)], check=True)
-print(json.dumps([time.perf_counter() - began, 0]))
+end()
 """
+)
+
+BARE = (
+    MEASURING
+    + """
+import hashlib, socket, ssl
+from urllib.parse import urlsplit
+plan = json.loads(Path(sys.argv[1]).read_text())
+url = urlsplit(plan["files"][0]["url"])
+begin()
+connection = socket.create_connection((url.hostname, url.port))
+if url.scheme == "https":
+    context = ssl.create_default_context(cafile=plan["certificates"])
+    connection = context.wrap_socket(connection, server_hostname=url.hostname)
+buffer = memoryview(bytearray(256 * 1024))
+for file in plan["files"]:
+    url = urlsplit(file["url"])
+    connection.sendall(f"GET {url.path}?{url.query} HTTP/1.1\\r\\nHost: {url.netloc}\\r\\n\\r\\n".encode())
+    head = b""
+    while b"\\r\\n\\r\\n" not in head:
+        head += connection.recv(65536)
+    body = head.partition(b"\\r\\n\\r\\n")[2]
+    digest, size, filled = hashlib.sha256(), len(body), len(body)
+    buffer[:filled] = body
+    with open(Path(plan["to"], file["path"]), "wb", buffering=0) as output:
+        while True:
+            while filled < len(buffer) and size < file["size"]:
+                came = connection.recv_into(buffer[filled:])
+                filled, size = filled + came, size + came
+            digest.update(buffer[:filled])
+            output.write(buffer[:filled])
+            filled = 0
+            if size == file["size"]:
+                break
+    assert digest.hexdigest() == file["sha256"]
+end()
+"""
+)
 
 
 SERVER = """
@@ -141,8 +190,19 @@ print(time.perf_counter() - began)
 """
 
 
-def measure(program: str, files: list[dict[str, object]], certificates: str, work: Path) -> tuple[float, int]:
-    """Run one variant in a fresh process; seconds, and growth of its resident memory in KiB."""
+@dataclass
+class Measured:
+    seconds: float
+    processor: float
+    growth: int
+    server: float
+
+
+def measure(program: str, files: list[dict[str, object]], certificates: str, work: Path, server: int) -> Measured:
+    """Run one variant in a fresh process.
+
+    :param server: the server's process id.
+    """
     to = work / "to"
     shutil.rmtree(to, ignore_errors=True)
     to.mkdir()
@@ -150,22 +210,25 @@ def measure(program: str, files: list[dict[str, object]], certificates: str, wor
     plan.write_text(json.dumps({"files": files, "to": str(to), "certificates": certificates}))
     # requests, which the SDK uses, takes certificates from the environment alone.
     environment = os.environ | ({"REQUESTS_CA_BUNDLE": certificates} if certificates else {})
-    command = [sys.executable, "-c", program, str(plan)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    before = processor_seconds(server)
+    done = subprocess.run([sys.executable, "-c", program, str(plan)], capture_output=True, text=True, env=environment)
     if done.returncode:
         raise SystemExit(f"A variant failed:\n{done.stderr}")
     missing = [file for file in files if (to / str(file["path"])).stat().st_size != file["size"]]
     if missing:
         raise SystemExit(f"A variant left out {len(missing)} files.")
-    seconds, growth = json.loads(done.stdout.splitlines()[-1])
-    return seconds, growth
+    return Measured(*json.loads(done.stdout.splitlines()[-1]), processor_seconds(server) - before)
+
+
+def processor_seconds(process: int) -> float:
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def compare(label: str, sizes: list[tuple[int, int]], variants: dict[str, str], rounds: int, **faults: float) -> None:
     """Serve the files by the scheme that begins the label, with these faults, and print each variant's line."""
-    scheme = label.split()[0]
     server = subprocess.Popen(
-        [sys.executable, "-c", SERVER, json.dumps(sizes), scheme, json.dumps(faults)],
+        [sys.executable, "-c", SERVER, json.dumps(sizes), label.split()[0], json.dumps(faults)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -175,18 +238,26 @@ def compare(label: str, sizes: list[tuple[int, int]], variants: dict[str, str], 
     with tempfile.TemporaryDirectory(prefix="transfer-benchmark-") as name, server:
         certificates, workloads = json.loads(server.stdout.readline())
         for files in workloads:
-            workload = f"{label} {len(files)} x {int(files[0]['size']) // MEGABYTE} MB"
-            results: dict[str, list[tuple[float, int]]] = {variant: [] for variant in variants}
+            print(f"\n{label}, {len(files)} x {int(files[0]['size']) // MEGABYTE} MB")
+            results: dict[str, list[Measured]] = {variant: [] for variant in variants}
             for _ in range(rounds):
                 for variant, program in variants.items():
-                    results[variant].append(measure(program, files, certificates, Path(name)))
-            base = statistics.median(seconds for seconds, _ in results["curl"])
-            for variant, measured in results.items():
-                seconds = statistics.median(seconds for seconds, _ in measured)
-                growth = max(growth for _, growth in measured) / 1024
-                memory = "" if variant == "curl" else f"  RSS growth {growth:6.1f} MiB"
+                    results[variant].append(measure(program, files, certificates, Path(name), server.pid))
+            base = statistics.median(run.seconds for run in results["curl"])
+            for variant, runs in results.items():
+                seconds, used, served = (
+                    statistics.median(getattr(run, field) for run in runs)
+                    for field in ("seconds", "processor", "server")
+                )
+                if variant == "bare":
+                    bound = base / ((used + served) / (os.cpu_count() or 1))
+                    last = f"  bound {bound:.2f} x curl" if not faults else ""
+                else:
+                    last = f"  grew {max(run.growth for run in runs) / 1024:6.1f} MiB" if variant != "curl" else ""
                 print(
-                    f"{workload:>36}  {variant:<5} {seconds:6.3f} s  {base / seconds:5.2f} x curl{memory}", flush=True
+                    f"  {variant:<5} {seconds:6.3f} s  {base / seconds:5.2f} x curl"
+                    f"  processor {used:5.2f} s + server {served:5.2f} s{last}",
+                    flush=True,
                 )
         server.stdin.close()
 
@@ -201,7 +272,7 @@ def main() -> None:
     )
     parser.add_argument("--rate", type=int, default=50, help="megabytes per second and connection in the last workload")
     arguments = parser.parse_args()
-    variants = {"curl": CURL, "ours": OURS}
+    variants = {"curl": CURL, "ours": OURS, "bare": BARE}
     if subprocess.run([sys.executable, "-c", "import datasphere.files"], capture_output=True).returncode == 0:
         variants["sdk"] = SDK
     large = arguments.large * MEGABYTE

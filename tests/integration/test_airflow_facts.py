@@ -90,6 +90,13 @@ with DAG("facts", schedule=None, start_date=datetime(2024, 1, 1)):
 '''
 
 
+# Airflow 3 hears of a killed process at once; only of a machine that stands still it would think that tasks are dead.
+PATIENT = {
+    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "300",
+    "AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT": "30",
+}
+
+
 class Facts:
     """What the tasks have written down."""
 
@@ -126,13 +133,13 @@ class Facts:
 )
 def facts(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Facts]:
     folder = tmp_path_factory.mktemp("facts")
-    with RealAirflow(request.param) as airflow:
+    with RealAirflow(request.param, env=PATIENT) as airflow:
         airflow.add_dag("facts", SOURCE.replace("@FOLDER@", str(folder)))
         seen = Facts(airflow, folder)
         run_id = airflow.trigger("facts")
 
         def told(task_id: str, times: int) -> None:
-            airflow.until(lambda: len(seen.of(task_id)) >= times, 120, f"word {times} of {task_id}")
+            airflow.until(lambda: len(seen.of(task_id)) >= times, 240, f"word {times} of {task_id}")
 
         told("killed", 1)
         airflow.task_process("facts", run_id, "killed").kill()
