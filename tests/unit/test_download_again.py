@@ -29,23 +29,10 @@ from datasphere_emulator import Emulator
 from stored_jobs import add_output, client_of, ended_job, files_in, gets, only_files, random_bytes, zipped
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    pass
 
 MEBIBYTE = 1024 * 1024
 log = logging.getLogger(__name__)
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[Emulator]:
-    with Emulator(tls=False) as emulator:
-        yield emulator
-
-
-@pytest.fixture
-def emulator(running: Emulator) -> Iterator[Emulator]:
-    running.journal.clear()
-    yield running
-    running.faults.clear()
 
 
 def test_a_second_run_fetches_only_what_is_not_right(emulator: Emulator, tmp_path: Path) -> None:

@@ -18,22 +18,9 @@ from datasphere_emulator import Emulator, Script, ScriptedOutput, Settings
 from stored_jobs import PEAK, add_output, client_of, ended_job, files_in, only_files, random_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    pass
 
 MEBIBYTE = 1024 * 1024
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[Emulator]:
-    with Emulator(tls=False) as emulator:
-        yield emulator
-
-
-@pytest.fixture
-def emulator(running: Emulator) -> Iterator[Emulator]:
-    running.journal.clear()
-    yield running
-    running.faults.clear()
 
 
 @pytest.mark.parametrize("share", [0.01, 0.5, 0.99])

@@ -43,19 +43,6 @@ CONTENT = random_bytes(9 * MEBIBYTE + 12_345)
 log = logging.getLogger(__name__)
 
 
-@pytest.fixture(scope="module")
-def running() -> Iterator[Emulator]:
-    with Emulator(tls=False) as emulator:
-        yield emulator
-
-
-@pytest.fixture
-def emulator(running: Emulator) -> Iterator[Emulator]:
-    running.journal.clear()
-    yield running
-    running.faults.clear()
-
-
 @pytest.fixture(autouse=True)
 def small_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
     """Megabytes are treated like the hundreds of megabytes that nobody wants in a test."""

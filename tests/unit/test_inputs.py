@@ -30,24 +30,11 @@ from datasphere_emulator import Emulator, Script
 from stored_jobs import add_output, client_of, ended_job, gets, random_bytes, zipped
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from airflow_provider_datasphere.client.upload import JobInput
 
 NOTHING = jobs_pb2.JobParameters()
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[Emulator]:
-    with Emulator(tls=False) as emulator:
-        yield emulator
-
-
-@pytest.fixture
-def emulator(running: Emulator) -> Iterator[Emulator]:
-    running.journal.clear()
-    yield running
-    running.faults.clear()
 
 
 def stage(emulator: Emulator, scratch: Path, source: Any = NOTHING, **vars: str) -> list[JobInput]:

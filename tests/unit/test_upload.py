@@ -27,19 +27,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-@pytest.fixture(scope="module")
-def running() -> Iterator[Emulator]:
-    with Emulator(tls=False) as emulator:
-        yield emulator
-
-
-@pytest.fixture
-def emulator(running: Emulator) -> Iterator[Emulator]:
-    running.journal.clear()
-    yield running
-    running.faults.clear()
-
-
 def wanted(emulator: Emulator, *inputs: JobInput, url: str | None = None) -> list[jobs_pb2.StorageFile]:
     """What the service would ask for."""
     storage = emulator.core.storage
