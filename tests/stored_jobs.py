@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import io
 import random
+import subprocess
+import sys
+import textwrap
+import time
 import zipfile
 from typing import TYPE_CHECKING
 
@@ -75,6 +79,20 @@ def add_output(
     compression = jobs_pb2.ZIP if archive else jobs_pb2.NONE
     desc = jobs_pb2.FileDesc(path=path, var=var)
     getattr(record.job, kind).append(jobs_pb2.File(desc=desc, compression_type=compression, **fields))
+
+
+def kill_when_a_part_has(size: int, folder: Path, program: str) -> None:
+    """Run a program that downloads to a folder, and kill it once more than so many bytes of a file have come."""
+    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(program)])
+    try:
+        deadline = time.monotonic() + 60
+        while not any(path.stat().st_size > size for path in folder.rglob("*.part")):
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.02)
+    finally:
+        process.kill()
+        process.wait()
 
 
 def zipped(files: Mapping[str, bytes], compression: int = zipfile.ZIP_STORED) -> bytes:

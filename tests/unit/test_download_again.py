@@ -6,12 +6,8 @@ import fcntl
 import hashlib
 import logging
 import os
-import signal
-import subprocess
 import sys
-import textwrap
 import threading
-import time
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +22,17 @@ from airflow_provider_datasphere.client.links import Link
 from airflow_provider_datasphere.client.parts import LocalPart
 from airflow_provider_datasphere.client.stores import StoreFolder
 from datasphere_emulator import Emulator
-from stored_jobs import add_output, client_of, ended_job, files_in, gets, only_files, random_bytes, zipped
+from stored_jobs import (
+    add_output,
+    client_of,
+    ended_job,
+    files_in,
+    gets,
+    kill_when_a_part_has,
+    only_files,
+    random_bytes,
+    zipped,
+)
 
 if TYPE_CHECKING:
     pass
@@ -128,16 +134,7 @@ def test_a_killed_download_leaves_nothing_visible_and_the_next_one_goes_on(emula
         client = DataSphereClient(Settings.from_extra({emulator.connection_extra()!r}))
         download_job_files(client, {job_id!r}, output_dir={str(tmp_path)!r})
     """
-    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(program)])
-    try:
-        deadline = time.monotonic() + 60
-        while not any(path.stat().st_size > 2 * MEBIBYTE for path in tmp_path.rglob("*.part")):
-            assert time.monotonic() < deadline
-            assert process.poll() is None
-            time.sleep(0.02)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+    kill_when_a_part_has(2 * MEBIBYTE, tmp_path, program)
     assert not (tmp_path / "big").exists()
     assert all(path.name.startswith(".datasphere-") for path in tmp_path.iterdir() if path.name != "dir")
     emulator.faults.remove(fault)

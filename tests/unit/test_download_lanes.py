@@ -9,9 +9,6 @@ import logging
 import os
 import re
 import signal
-import subprocess
-import sys
-import textwrap
 import threading
 import time
 from contextlib import contextmanager
@@ -32,7 +29,7 @@ from airflow_provider_datasphere.client.links import Link
 from airflow_provider_datasphere.client.parts import LocalPart
 from datasphere_emulator import Emulator, Settings
 from http_server import send, served
-from stored_jobs import add_output, client_of, ended_job, files_in, gets, random_bytes
+from stored_jobs import add_output, client_of, ended_job, files_in, gets, kill_when_a_part_has, random_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -299,16 +296,7 @@ def test_killed_lanes_leave_a_part_that_the_next_download_goes_on_with(
         client = DataSphereClient(Settings.from_extra({emulator.connection_extra()!r}))
         download_job_files(client, {job_id!r}, output_dir={str(tmp_path)!r})
     """
-    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(program)])
-    try:
-        deadline = time.monotonic() + 60
-        while not any(path.stat().st_size > 4 * MEBIBYTE for path in tmp_path.rglob("*.part")):
-            assert time.monotonic() < deadline
-            assert process.poll() is None
-            time.sleep(0.02)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+    kill_when_a_part_has(4 * MEBIBYTE, tmp_path, program)
     assert not (tmp_path / "big").exists()
     emulator.faults.remove(fault)
     emulator.journal.clear()

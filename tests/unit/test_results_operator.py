@@ -18,22 +18,14 @@ from datasphere_emulator import Emulator, Script
 from stored_jobs import add_output, ended_job, only_files, random_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[Emulator]:
-    with Emulator(tls=False) as emulator:
-        yield emulator
+    pass
 
 
 @pytest.fixture
-def emulator(running: Emulator, monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
-    connection = json.dumps({"conn_type": "datasphere", "extra": running.connection_extra()})
+def emulator(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Emulator:
+    connection = json.dumps({"conn_type": "datasphere", "extra": emulator.connection_extra()})
     monkeypatch.setenv("AIRFLOW_CONN_DATASPHERE_DEFAULT", connection)
-    running.journal.clear()
-    yield running
-    running.faults.clear()
+    return emulator
 
 
 def download(job_id: str, destination: object, **options: Any) -> Any:

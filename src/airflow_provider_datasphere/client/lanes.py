@@ -124,8 +124,8 @@ class Lanes:
         :raises OneLaneError: pieces can't be had; what came without a gap is kept.
         :raises TransferError: as ``receive`` raises.
         """
-        self._work(own=True)
         try:
+            self._work(own=True)
             self._join()
         except BaseException as error:  # a timeout of the task, say, which knows nothing of threads
             self._fail(error)

@@ -27,14 +27,15 @@ class Part(ABC):
     """A file on its way: invisible until :meth:`commit`.
 
     :ivar size: how many bytes it has, from its beginning on without a gap.
+    :ivar end: up to where chunks are wanted; None: to the file's end.
     """
 
     size: int = 0
-    #: Where the next chunk is to begin, and up to where chunks are wanted (None: to the file's end).
     end: int | None = None
 
     @property
     def position(self) -> int:
+        """Where the next chunk is to begin."""
         return self.size
 
     @abstractmethod
