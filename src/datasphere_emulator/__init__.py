@@ -7,7 +7,7 @@
     with Emulator() as emulator:
         job_id = emulator.create_job("python main.py", files={"main.py": "print('hello')"})
 
-Nothing heavy is imported here: the pytest plugin and the job runner pass through this file too.
+Imports nothing heavy: the pytest plugin and the child runner import this file too.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The emulator for programs and tests: in a background thread of this process."""
+"""The emulator for programs and tests, in a background thread of this process."""
 
 from __future__ import annotations
 
@@ -6,17 +6,21 @@ import asyncio
 import inspect
 import os
 import shutil
+import sqlite3
 import tempfile
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datasphere_emulator.core import Core
+from datasphere_emulator.access import LOOPBACK, Access
+from datasphere_emulator.control_client import ControlClient, connection_extra
 from datasphere_emulator.faults import Faults
 from datasphere_emulator.journal import Journal
-from datasphere_emulator.server import Ports, Servers
+from datasphere_emulator.listeners import Listeners, Ports
 from datasphere_emulator.settings import Settings
-from datasphere_emulator.tls import Certificates, ensure_certificates
+from datasphere_emulator.state import EmulatorState
+from datasphere_emulator.state_dir import StateError, StateLock, control_secret, prepare
+from datasphere_emulator.tls import ensure_certificates
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -35,18 +39,20 @@ _GRACE_SECONDS = 0.2
 class Emulator:
     """DataSphere Jobs on localhost.
 
-    As a context manager it starts, and at the end kills what still runs. :meth:`stop` and :meth:`kill` leave programs
-    running, and the next :meth:`start` goes on with them, on the same ports.
+    As a context manager it starts on entry, and kills running programs on exit. :meth:`stop` and :meth:`kill` leave
+    programs running, and the next :meth:`start` reattaches to them, on the same ports.
 
-    :param settings: may be changed while it runs.
-    :param tls: with the emulator's own certificate authority; False for plaintext.
-    :param state_dir: what survives a restart; None for a temporary folder, removed at the end.
-    :param host: address to listen on.
-    :param port: of gRPC; 0 for any free one. The same for ``http_port`` and ``metadata_port``.
-    :param public_host: name in the addresses that the emulator tells clients, and in its certificate.
-    :param certificate_hosts: further names that the certificate is good for, such as ``*.api.cloud.yandex.net`` where
-        the real hosts are redirected to the emulator.
-    :param keep_programs: let programs outlive this process; the next emulator on ``state_dir`` goes on with them.
+    :param settings: behaviour of the service; may be changed while it runs.
+    :param tls: serve with a certificate of the emulator's own authority; False for plaintext.
+    :param state_dir: folder of the state that survives restarts; None for a temporary folder, removed by :meth:`close`.
+    :param host: address to listen on. The metadata service listens on loopback only unless ``metadata_port`` is
+        given: it gives tokens to every client that reaches it.
+    :param port: TCP port of gRPC; 0 for any free port. Likewise ``http_port`` and ``metadata_port``.
+    :param public_host: host name in the addresses given to clients and in the certificate.
+    :param certificate_hosts: further host names in the certificate, such as ``*.api.cloud.yandex.net`` where the real
+        hosts are redirected to the emulator.
+    :param keep_programs: let programs outlive this process; the next emulator on ``state_dir`` reattaches to them.
+    :raises OSError: ``state_dir`` can't be used, or another emulator uses it.
     """
 
     def __init__(
@@ -67,33 +73,40 @@ class Emulator:
         self.faults = Faults()
         self._temporary = state_dir is None
         self.state_dir = Path(tempfile.mkdtemp(prefix="datasphere-emulator-") if state_dir is None else state_dir)
-        self.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        prepare(self.state_dir)
+        # The lock is held only while the emulator runs; here it shows that no other emulator uses the folder.
+        self._lock = StateLock(self.state_dir)
+        self._lock.acquire()
+        self._lock.release()
+        self.control_secret = control_secret(self.state_dir)
         self.journal = Journal(None if self._temporary else self.state_dir / "journal.jsonl")
         self._host = host
+        self._metadata_host = host if metadata_port or host in LOOPBACK else "127.0.0.1"
         self._public_host = public_host
         self._ports = Ports(port, http_port, metadata_port)
         self._keep_programs = keep_programs
-        self._certificates: Certificates | None = None
-        if tls:
-            self._certificates = ensure_certificates(self.state_dir / "tls", (public_host, *certificate_hosts))
-        self._core: Core | None = None
+        names = (public_host, *certificate_hosts)
+        self._access = Access(self.control_secret, (host, *names))
+        self._certificates = ensure_certificates(self.state_dir / "tls", names) if tls else None
+        self._state: EmulatorState | None = None
         self._iam: Iam | None = None
         self._key: dict[str, str] | None = None
-        self._servers: Servers | None = None
+        self._listeners: Listeners | None = None
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
     # Start and stop
 
     def start(self) -> Self:
-        """Start, or start again, with what was before; returns itself.
+        """Start, or restart with the previous state, and return the emulator.
 
-        :raises OSError: a port is taken.
+        :raises OSError: a port is taken, or another emulator uses the state folder.
+        :raises RuntimeError: the emulator is running already.
         """
         if self._thread is not None:
-            raise RuntimeError("The emulator runs already.")
+            raise RuntimeError("The emulator is already running.")
         loop = self._loop = asyncio.new_event_loop()
-        # A client's loop in this process makes grpc wake this one for nothing; grpc then logs BlockingIOError.
+        # With a client's loop in the same process grpc wakes this one spuriously and logs BlockingIOError.
         loop.set_exception_handler(_ignore_spurious_wakeups)
         self._thread = threading.Thread(target=loop.run_forever, name="datasphere-emulator", daemon=True)
         self._thread.start()
@@ -105,15 +118,15 @@ class Emulator:
         return self
 
     def stop(self) -> None:
-        """Stop as a service that is shut down: running calls end first. Programs go on."""
+        """Shut down gracefully: running calls get 0.2 seconds to end. Programs keep running."""
         self._stop(grace=_GRACE_SECONDS)
 
     def kill(self) -> None:
-        """Stop abruptly, as if the service's machine were switched off. Programs go on."""
+        """Stop abruptly, like a crash of the service. Programs keep running."""
         self._stop(grace=None, abrupt=True)
 
     def close(self) -> None:
-        """Stop for good: kill programs, remove the temporary state."""
+        """Stop, kill programs unless ``keep_programs``, and remove the temporary state folder."""
         if self._thread is not None:
             self._stop(grace=_GRACE_SECONDS, kill_programs=not self._keep_programs)
         self.journal.close()
@@ -129,34 +142,57 @@ class Emulator:
         self.close()
 
     async def serve(self) -> None:
-        """Start within the running loop, which is this emulator's own from now on."""
-        core = Core(
-            self.state_dir,
-            self.settings,
-            self.journal,
-            self.faults,
-            iam=self._iam,
-            url=lambda: self.url,
-            endpoint=lambda: self.endpoint,
-            owner=None if self._keep_programs else os.getpid(),
-        )
-        self._core, self._iam = core, core.iam
-        self._servers = Servers(self._host, self._ports, self._certificates)
+        """Start in the running event loop, for programs that have their own.
+
+        :raises OSError: a port is taken, or another emulator uses the state folder.
+        """
+        self._lock.acquire()
         try:
-            await self._servers.start(core)
+            await self._serve()
+        except BaseException:
+            self._lock.release()
+            raise
+
+    async def _serve(self) -> None:
+        try:
+            state = EmulatorState(
+                self.state_dir,
+                self.settings,
+                self.journal,
+                self.faults,
+                iam=self._iam,
+                url=lambda: self.url,
+                endpoint=lambda: self.endpoint,
+                owner=None if self._keep_programs else os.getpid(),
+            )
+        except (sqlite3.Error, ValueError, TypeError, KeyError) as error:
+            raise StateError(
+                f"Failed to read the state folder {self.state_dir} ({error!r}): it may be damaged, or written by "
+                "another version. Use another folder."
+            ) from error
+        self._state, self._iam = state, state.iam
+        self._listeners = Listeners(self._host, self._metadata_host, self._ports, self._certificates, self._access)
+        try:
+            await self._listeners.start(state)
         except BaseException:
             await self.end(grace=None)
             raise
-        core.start()
+        state.start()
 
     async def end(self, *, grace: float | None, abrupt: bool = False, kill_programs: bool = False) -> None:
-        """Stop within the loop of :meth:`serve`. :param grace: seconds that running calls get to end."""
-        core, servers = self._core, self._servers
-        assert core is not None
-        assert servers is not None
-        await servers.stop(grace)
-        await core.stop(kill_programs=kill_programs, abrupt=abrupt)
-        self._core = self._servers = None
+        """Stop in the event loop of :meth:`serve`.
+
+        :param grace: seconds that running calls get to end; None cancels them at once.
+        :param abrupt: don't save anything, like a crash.
+        :param kill_programs: kill the programs of running jobs.
+        """
+        state, listeners = self._state, self._listeners
+        assert state is not None
+        assert listeners is not None
+        await listeners.stop(grace)
+        await state.stop(kill_programs=kill_programs, abrupt=abrupt)
+        self._state = self._listeners = None
+        self._lock.release()
 
     def _stop(self, *, grace: float | None, abrupt: bool = False, kill_programs: bool = False) -> None:
         self._run(self.end, grace=grace, abrupt=abrupt, kill_programs=kill_programs)
@@ -182,11 +218,11 @@ class Emulator:
         self._loop = self._thread = None
 
     def _run(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-        """Call a function in the loop's thread, wait for it, and give back what it returns or raises."""
+        """Call a function in the loop's thread and return its result."""
         if self._loop is None or self._thread is None:
-            raise RuntimeError("The emulator doesn't run: use it as a context manager, or call start().")
+            raise RuntimeError("The emulator is not running: use it as a context manager, or call start().")
         if threading.current_thread() is self._thread:
-            raise RuntimeError("The emulator's own thread must use its core.")
+            raise RuntimeError("In the emulator's own thread use emulator.state instead.")
 
         async def call() -> Any:
             result = function(*arguments, **options)
@@ -196,17 +232,21 @@ class Emulator:
 
     @property
     def keeps_state(self) -> bool:
-        """Whether the state stays when the emulator is closed."""
+        """Whether the state folder remains when the emulator is closed."""
         return not self._temporary
 
     @property
-    def core(self) -> Core:
-        """What lives in the emulator's loop, for code that runs there too."""
-        if self._core is None:
-            raise RuntimeError("The emulator doesn't run: use it as a context manager, or call start().")
-        return self._core
+    def state(self) -> EmulatorState:
+        """The state in the emulator's event loop, for code that runs in that loop."""
+        if self._state is None:
+            raise RuntimeError("The emulator is not running: use it as a context manager, or call start().")
+        return self._state
 
-    # Where and who
+    # Addresses and credentials
+
+    def control_client(self) -> ControlClient:
+        """Return a client of this emulator's control API, as another process would use it."""
+        return ControlClient(self.url, self.root_certificates, self.control_secret)
 
     @property
     def endpoint(self) -> str:
@@ -222,142 +262,164 @@ class Emulator:
     @property
     def metadata_address(self) -> str:
         """``host:port`` of the metadata service, for ``YC_METADATA_ADDR``. Always plaintext."""
-        host = "127.0.0.1" if self._public_host == "localhost" else self._public_host
+        local = self._public_host == "localhost" or self._metadata_host != self._host
+        host = "127.0.0.1" if local else self._public_host
         return f"{host}:{self._ports.metadata}"
 
     @property
     def root_certificates(self) -> Path | None:
-        """PEM file of the certificate authority, None without TLS."""
+        """PEM file of the certificate authority; None without TLS."""
         return None if self._certificates is None else self._certificates.authority
 
     @property
     def iam(self) -> Iam:
         """Accounts, tokens and roles."""
         if self._iam is None:
-            raise RuntimeError("The emulator hasn't been started yet.")
+            raise RuntimeError("The emulator has not been started yet.")
         return self._iam
 
     @property
     def project_id(self) -> str:
         """The default project."""
-        return self.core.project_id
+        return self.state.project_id
 
     @property
     def community_id(self) -> str:
         """The community of all projects."""
-        return self.core.community_id
+        return self.state.community_id
 
     @property
     def service_account_id(self) -> str:
         """The default service account, a Developer in the default project."""
-        return self.core.service_account_id
+        return self.state.service_account_id
 
     @property
     def iam_token(self) -> str:
         """A valid token of the default service account."""
-        return str(self._run(lambda: self.core.iam_token))
+        return str(self._run(lambda: self.state.iam_token))
 
     def service_account_key(self) -> dict[str, str]:
-        """An authorized key of the default service account, as ``yc iam key create`` writes it; the same each time."""
+        """Return an authorized key of the default service account in the format of ``yc iam key create``.
+
+        Each call returns the same key.
+        """
         if self._key is None:
             self._key = self.iam.create_key(self.service_account_id)
         return dict(self._key)
 
     def connection_extra(self, **overrides: Any) -> dict[str, Any]:
-        """Extras of an Airflow connection of type ``datasphere`` to this emulator.
+        """Return the extras of an Airflow connection of type ``datasphere`` to this emulator.
 
-        :param overrides: further extras; None takes one away.
+        :param overrides: further extras; None removes one.
         """
-        extra: dict[str, Any] = {
-            "iam_token": self.iam_token,
-            "project_id": self.project_id,
-            "endpoint": self.endpoint,
-            "ui_endpoint": self.url,
-        }
-        if self.root_certificates is None:
-            extra["insecure"] = True
-        else:
-            extra["root_certificates"] = str(self.root_certificates)
-        extra.update(overrides)
-        return {name: value for name, value in extra.items() if value is not None}
+        facts = {name: getattr(self, name) for name in ("iam_token", "project_id", "endpoint", "url")}
+        authority = self.root_certificates
+        return connection_extra(facts, overrides, tls=authority is not None, root_certificates=str(authority))
 
-    # What tests do
+    # Jobs and operations
 
     def add_project(self, name: str = "") -> str:
-        """Make another project; nobody has a role in it yet. Returns its id."""
-        return str(self._run(self.core.add_project, name))
+        """Create a project in which no account has a role yet; return its id."""
+        return str(self._run(self.state.add_project, name))
 
     def create_job(self, cmd: str = "python main.py", *, execute: bool = False, **fields: Any) -> str:
-        """A job ready to be executed or forked; returns its id.
+        """Create a job with its files uploaded, ready to be executed or forked; return its id.
 
-        :param execute: run it as well.
-        :param fields: see :class:`~datasphere_emulator.building.JobDraft`: ``files``, ``inputs``, ``args``…
+        :param cmd: command of the job, with ``${NAME}`` for variables and arguments.
+        :param execute: also execute the job.
+        :param fields: see :class:`~datasphere_emulator.job_draft.JobDraft`: ``files``, ``inputs``, ``args``…
+        :raises TypeError: a field is unknown or of the wrong type.
+        :raises ValueError: a value is invalid.
         """
-        return str(self._run(self.core.create_job, cmd, execute=execute, **fields))
+        return str(self._run(self.state.create_job, cmd, execute=execute, **fields))
 
     def create_scripted_job(self, script: Script | list[Script], *, execute: bool = False, **fields: Any) -> str:
-        """A job that acts a script, and so do its forks; returns its id.
+        """Create a job that is scripted, as are its forks; return its id.
 
-        :param script: one, or a list: each execution of the job or a fork takes the next, the last one repeats.
-        :param execute: run it as well.
+        :param script: one script, or a list: each execution of the job or a fork uses the next, the last one repeats.
+        :param execute: also execute the job.
         :param fields: as for :meth:`create_job`.
+        :raises TypeError: a field is unknown or of the wrong type.
+        :raises ValueError: a value is invalid, or the list of scripts is empty.
         """
-        return str(self._run(self.core.create_scripted_job, script, execute=execute, **fields))
+        return str(self._run(self.state.create_scripted_job, script, execute=execute, **fields))
 
     def job(self, job_id: str) -> jobs_pb2.Job:
-        """A copy of the job as it is now."""
-        job: jobs_pb2.Job = self._run(self.core.job, job_id)
+        """Return a copy of a job.
+
+        :raises StatusError: NOT_FOUND.
+        """
+        job: jobs_pb2.Job = self._run(self.state.job, job_id)
         return job
 
     def jobs(self, parent: str | None = None) -> list[jobs_pb2.Job]:
-        """Copies of all jobs, oldest first. :param parent: only forks of this job."""
-        jobs: list[jobs_pb2.Job] = self._run(self.core.jobs, parent)
+        """Return copies of all jobs, oldest first.
+
+        :param parent: id of a job; only its forks are returned.
+        """
+        jobs: list[jobs_pb2.Job] = self._run(self.state.jobs, parent)
         return jobs
 
     def operation(self, operation_id: str) -> operation_pb2.Operation:
-        """An operation as it is now, forgotten or not."""
-        operation: operation_pb2.Operation = self._run(self.core.operation, operation_id)
+        """Return an operation, even one that OperationService has forgotten.
+
+        :raises StatusError: NOT_FOUND.
+        """
+        operation: operation_pb2.Operation = self._run(self.state.operation, operation_id)
         return operation
 
     def operation_of(self, job_id: str) -> str:
-        """Id of the operation of a job's execution, "" if it has none."""
-        return str(self._run(self.core.operation_of, job_id))
+        """Return the id of the operation that executes a job, "" if it was never executed."""
+        return str(self._run(self.state.operation_of, job_id))
 
     def executions(self, job_id: str) -> int:
-        """How often a job was really started."""
-        return int(self._run(self.core.executions, job_id))
+        """Return how often a job was started."""
+        return int(self._run(self.state.executions, job_id))
 
     def log_text(self, job_id: str, limit: int = 200_000) -> list[tuple[str, float, bytes]]:
-        """The end of a job's log: source, time in seconds since the epoch, content. :param limit: bytes."""
-        text: list[tuple[str, float, bytes]] = self._run(self.core.log_text, job_id, limit)
+        """Return the end of a job's log as tuples of source, time (seconds since the epoch) and content.
+
+        :param limit: bytes.
+        """
+        text: list[tuple[str, float, bytes]] = self._run(self.state.log_text, job_id, limit)
         return text
 
     def wait_job(self, job_id: str, status: str | None = "SUCCESS", timeout: float = 30.0) -> jobs_pb2.Job:
         """Wait for a job and return a copy of it.
 
-        :param status: name of the status to wait for; None for any end.
+        :param status: name of the status to wait for; None waits for the job's end.
         :param timeout: seconds.
-        :raises TimeoutError: it took longer.
-        :raises RuntimeError: it ended with another status.
+        :raises TimeoutError: the job didn't reach the status in time.
+        :raises RuntimeError: the job ended with another status.
         """
-        job: jobs_pb2.Job = self._run(self.core.wait_job, job_id, status, timeout)
+        job: jobs_pb2.Job = self._run(self.state.wait_job, job_id, status, timeout)
         return job
 
     def cancel_job(self, job_id: str, *, graceful: bool = False, reason: str = "") -> None:
-        """Cancel a job as another person would."""
-        self._run(self.core.cancel_job, job_id, graceful=graceful, reason=reason)
+        """Cancel a job, as a person does in the web UI.
+
+        :param graceful: send the shutdown signal of the job instead of killing it.
+        :param reason: text for the job's status details.
+        """
+        self._run(self.state.cancel_job, job_id, graceful=graceful, reason=reason)
 
     def delete_job(self, job_id: str) -> None:
-        """Delete a job as another person would."""
-        self._run(self.core.delete_job, job_id)
+        """Delete a job, as a person does in the web UI.
+
+        :raises StatusError: FAILED_PRECONDITION, the job is running.
+        """
+        self._run(self.state.delete_job, job_id)
 
     def clear_data(self, job_id: str) -> None:
-        """Clear a job's data as another person would."""
-        self._run(self.core.clear_data, job_id)
+        """Clear the data of a job, as a person does in the web UI.
+
+        :raises StatusError: FAILED_PRECONDITION, the job is running.
+        """
+        self._run(self.state.clear_data, job_id)
 
     def forget_operation(self, operation_id: str) -> None:
-        """Let OperationService no longer know an operation; its job goes on."""
-        self._run(self.core.forget_operation, operation_id)
+        """Make OperationService forget an operation (NOT_FOUND); its job keeps running."""
+        self._run(self.state.forget_operation, operation_id)
 
 
 def _ignore_spurious_wakeups(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""HTTP requests in the journal and under the faults, for storage and the metadata service."""
+"""Journal and fault injection for HTTP requests to storage and the metadata service."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from datasphere_emulator.faults import Fault, Faults
     from datasphere_emulator.journal import Journal
 
-#: HTTP status of a gRPC status, as Yandex Cloud's error model maps them.
+#: HTTP status of each gRPC status, as in Yandex Cloud's error model.
 HTTP_STATUS = {
     "CANCELLED": 499,
     "INVALID_ARGUMENT": 400,
@@ -48,12 +48,12 @@ _GRPC_STATUS = {
     503: "UNAVAILABLE",
     504: "DEADLINE_EXCEEDED",
 }
-#: How often a request that a fault holds looks whether its client is still there, seconds.
+#: How often a request that hangs in a fault checks that its client is connected, seconds.
 _DISCONNECT_INTERVAL = 0.05
 
 
-class HttpRefusal(Exception):
-    """Ends a request with an S3-like error document."""
+class HttpError(Exception):
+    """An error that ends a request with an S3-like error document."""
 
     def __init__(self, status: int, code: str, message: str, headers: dict[str, str] | None = None) -> None:
         super().__init__(message)
@@ -63,7 +63,7 @@ class HttpRefusal(Exception):
         self.headers = headers or {}
 
     def response(self, path: str) -> web.Response:
-        """The error document; the connection closes after it, since a request body may be unread."""
+        """Return the error document; it closes the connection, since the request body may be unread."""
         body = (
             '<?xml version="1.0" encoding="UTF-8"?>\n'
             f"<Error><Code>{self.code}</Code><Message>{html.escape(self.message)}</Message>"
@@ -75,36 +75,39 @@ class HttpRefusal(Exception):
 
 
 class ConnectionCut(Exception):
-    """A fault closes the connection here."""
+    """A fault closes the connection."""
 
 
 def grpc_code(status: int) -> str:
-    """The gRPC status name nearest to an HTTP status."""
+    """Return the name of the gRPC status that is nearest to an HTTP status."""
     return "OK" if status < 400 else _GRPC_STATUS.get(status, "UNAVAILABLE" if status > 500 else "UNKNOWN")
 
 
-def fault_refusal(fault: Fault | None) -> HttpRefusal | None:
-    """The error answer a fault wants, if it wants one."""
+def fault_error(fault: Fault | None) -> HttpError | None:
+    """Return the error that a fault ends the request with, None if it has none."""
     if fault is None:
         return None
     if fault.status is not None:
-        return HttpRefusal(fault.status, "InjectedFault", fault.message or f"Injected by the emulator: {fault.status}.")
+        return HttpError(fault.status, "InjectedFault", fault.message or f"Injected by the emulator: {fault.status}.")
     code = fault.code or ("RESOURCE_EXHAUSTED" if fault.rate_limit is not None else None)
     if code is None and fault.lost_answer:
         code = "UNAVAILABLE"
     if code is None:
         return None
     status = HTTP_STATUS.get(code, 500)
-    return HttpRefusal(status, "InjectedFault", fault.message or f"Injected by the emulator: {code}.")
+    return HttpError(status, "InjectedFault", fault.message or f"Injected by the emulator: {code}.")
 
 
 async def apply_faults(faults: Faults, call: Call, request: web.Request) -> Fault | None:
-    """:meth:`Faults.apply`, given up with ConnectionResetError when the client goes away meanwhile."""
+    """Apply faults to a request.
+
+    :raises ConnectionResetError: the client has disconnected meanwhile.
+    """
     applying = asyncio.ensure_future(faults.apply(call))
     try:
         while not (await asyncio.wait({applying}, timeout=_DISCONNECT_INTERVAL))[0]:
             if request.transport is None or request.transport.is_closing():
-                raise ConnectionResetError("The client went away.")
+                raise ConnectionResetError("The client has disconnected.")
         return applying.result()
     finally:
         applying.cancel()
@@ -114,7 +117,7 @@ async def apply_faults(faults: Faults, call: Call, request: web.Request) -> Faul
 async def journalled(
     journal: Journal, method: str, request: web.Request, fields: dict[str, Any] | None = None
 ) -> AsyncIterator[Call]:
-    """Record a request; the code is the one the body sets on the call, or the one of the exception it ends with."""
+    """Record a request in the journal, with the code set on the call or that of the exception."""
     call = Call(
         method=method,
         token=fingerprint(request.headers.get("Authorization", "").removeprefix("Bearer ")),
@@ -127,8 +130,8 @@ async def journalled(
     try:
         yield call
         code = call.code or "OK"
-    except HttpRefusal as refusal:
-        code = grpc_code(refusal.status)
+    except HttpError as error:
+        code = grpc_code(error.status)
         raise
     except ConnectionCut:
         code = "UNAVAILABLE"

@@ -1,7 +1,7 @@
-"""Accounts, IAM tokens, authorized keys and roles, and the IAM token service that hands tokens out.
+"""Accounts, IAM tokens, authorized keys and roles.
 
-Modelled after the service: tokens look like ``t1.…`` and live 12 hours at most; a JWT is signed with PS256 by an
-authorized key and lives an hour at most; roles in a project are viewer < developer < editor < admin.
+As in the cloud, tokens look like ``t1.…`` and live 12 hours at most; a JWT is signed with PS256 by an authorized key
+and lives an hour at most; roles in a project are viewer < developer < editor < admin.
 """
 
 from __future__ import annotations
@@ -16,11 +16,9 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-import grpc
 import jwt as pyjwt
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
-from yandex.cloud.iam.v1 import iam_token_service_pb2, iam_token_service_pb2_grpc
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,7 +32,7 @@ CLOCK_SKEW = 60.0
 #: Roles in a project, weakest first.
 ROLES = ("viewer", "developer", "editor", "admin")
 
-#: The account whose token the running call carries; set by the interceptor before the handler runs.
+#: Account of the current call; set by the interceptor before the handler runs.
 current_subject: contextvars.ContextVar[str | None] = contextvars.ContextVar("current_subject", default=None)
 
 
@@ -43,13 +41,13 @@ class Unauthenticated(Exception):
 
 
 def new_id(prefix: str) -> str:
-    """A resource id as the cloud makes them: 20 characters of ``[0-9a-z]``."""
+    """Return a new resource id like the cloud's: 20 characters of ``[0-9a-z]``."""
     alphabet = string.ascii_lowercase + string.digits
     return prefix + "".join(secrets.choice(alphabet) for _ in range(20 - len(prefix)))
 
 
 def fingerprint(token: str) -> str:
-    """A short name of a token that doesn't reveal it."""
+    """Return a short hash that identifies a token without revealing it."""
     return hashlib.sha256(token.encode()).hexdigest()[:16] if token else ""
 
 
@@ -64,7 +62,7 @@ class Account:
 
 @dataclasses.dataclass
 class Token:
-    """What is known of an issued IAM token; ``expires_at`` in seconds since the epoch."""
+    """An issued IAM token; ``expires_at`` in seconds since the epoch."""
 
     subject: str
     expires_at: float
@@ -75,7 +73,7 @@ class Iam:
     """Accounts, their credentials and their roles. Thread-safe.
 
     :param project_id: project in which the default service account gets its role.
-    :param token_lifetime: seconds a new token lives; may be changed at any time.
+    :param token_lifetime: lifetime of new tokens, seconds; may be changed at any time.
     :param default_role: role of the default service account in that project.
     """
 
@@ -84,7 +82,7 @@ class Iam:
     ) -> None:
         self._lock = threading.RLock()
         self.token_lifetime = token_lifetime
-        #: Audiences that a JWT may name besides the service's own; `yandexcloud` names the endpoint it was given.
+        #: Accepted audiences of JWTs besides the service's own; `yandexcloud` names the endpoint it was given.
         self.audiences: tuple[str, ...] = ()
         self._accounts: dict[str, Account] = {}
         self._tokens: dict[str, Token] = {}
@@ -105,15 +103,15 @@ class Iam:
         return account.id
 
     def add_service_account(self, name: str) -> str:
-        """Make a service account and return its id."""
+        """Create a service account and return its id."""
         return self._add_account(name, "service_account")
 
     def add_user(self, name: str) -> str:
-        """Make a user and return the id."""
+        """Create a user and return its id."""
         return self._add_account(name, "user")
 
     def accounts(self) -> list[Account]:
-        """All service accounts and users."""
+        """Return all service accounts and users."""
         with self._lock:
             return [dataclasses.replace(account) for account in self._accounts.values()]
 
@@ -124,7 +122,11 @@ class Iam:
             raise KeyError(f"There is no account {subject!r}.") from None
 
     def set_role(self, subject: str, project_id: str, role: str | None) -> None:
-        """Give an account a role in a project, in place of the one it has; None takes it away."""
+        """Set the role of an account in a project; None removes it.
+
+        :raises KeyError: there is no such account.
+        :raises ValueError: there is no such role.
+        """
         if role is not None and role not in ROLES:
             raise ValueError(f"role={role!r}: must be one of {', '.join(ROLES)}, or None.")
         with self._lock:
@@ -135,19 +137,23 @@ class Iam:
                 self._roles[subject, project_id] = role
 
     def role_of(self, subject: str, project_id: str) -> str | None:
-        """The account's role in the project, None if it is not a member."""
+        """Return the role of an account in a project, None if it is not a member."""
         with self._lock:
             return self._roles.get((subject, project_id))
 
     def allows(self, subject: str | None, project_id: str, role: str) -> bool:
-        """Whether the account has this role or a stronger one in the project."""
+        """Return whether an account has this role or a stronger one in a project."""
         held = self.role_of(subject, project_id) if subject else None
         return held is not None and ROLES.index(held) >= ROLES.index(role)
 
     # IAM tokens
 
     def issue_token(self, subject: str, lifetime: float | None = None) -> str:
-        """A new IAM token of this account. :param lifetime: seconds, ``token_lifetime`` if None."""
+        """Issue an IAM token of an account.
+
+        :param lifetime: seconds; None for ``token_lifetime``.
+        :raises KeyError: there is no such account.
+        """
         token = "t1." + secrets.token_urlsafe(48)
         with self._lock:
             self._account(subject)
@@ -156,12 +162,15 @@ class Iam:
         return token
 
     def expires_at(self, token: str) -> float:
-        """When an issued token expires, seconds since the epoch."""
+        """Return when an issued token expires, seconds since the epoch."""
         with self._lock:
             return self._tokens[token].expires_at
 
     def subject_of(self, token: str) -> str:
-        """The account an IAM token belongs to; raises :class:`Unauthenticated` if it is not valid now."""
+        """Return the account of an IAM token.
+
+        :raises Unauthenticated: the token is missing, unknown, revoked or expired.
+        """
         if not token:
             raise Unauthenticated("The authorization token is missing.")
         with self._lock:
@@ -175,7 +184,10 @@ class Iam:
         return known.subject
 
     def revoke(self, token: str | None = None, subject: str | None = None) -> int:
-        """Revoke one token, or all tokens issued to an account so far, or all tokens; returns how many."""
+        """Revoke one token, all tokens issued to an account so far, or all tokens; return how many.
+
+        :raises KeyError: there is no such token.
+        """
         with self._lock:
             if token is not None and token not in self._tokens:
                 raise KeyError("There is no such token.")
@@ -189,9 +201,15 @@ class Iam:
     # Authorized keys, OAuth, impersonation
 
     def create_key(self, service_account_id: str) -> dict[str, str]:
-        """Make an authorized key; the answer is the JSON that ``yc iam key create`` writes to a file."""
+        """Create an authorized key; return the JSON that ``yc iam key create`` writes to a file.
+
+        :raises KeyError: there is no such account.
+        :raises ValueError: the account is a user.
+        """
         if self._account(service_account_id).kind != "service_account":
-            raise ValueError(f"{service_account_id}: users have no authorized keys.")
+            raise ValueError(
+                f"service_account_id={service_account_id!r}: is a user; only service accounts have authorized keys."
+            )
         private_key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
         key_id = new_id("aje")
         public = private_key.public_key().public_bytes(
@@ -209,17 +227,25 @@ class Iam:
         }
         with self._lock:
             self._keys[key_id] = known
-        # The real files carry this line ahead of the PEM block; readers have to cope with it.
+        # Real key files have this line before the PEM block, so readers must handle it.
         notice = f"PLEASE DO NOT REMOVE THIS LINE! Yandex.Cloud SA Key ID <{key_id}>\n"
         return {**known, "private_key": notice + private.decode()}
 
     def delete_key(self, key_id: str) -> None:
-        """Delete an authorized key: JWTs signed with it are refused from now on."""
+        """Delete an authorized key; JWTs signed with it are rejected from then on.
+
+        :raises KeyError: there is no such key.
+        """
         with self._lock:
+            if key_id not in self._keys:
+                raise KeyError(f"There is no authorized key {key_id!r}.")
             del self._keys[key_id]
 
     def exchange_jwt(self, jwt: str) -> str:
-        """An IAM token for a JWT signed with an authorized key; raises :class:`Unauthenticated`."""
+        """Exchange a JWT signed with an authorized key for an IAM token.
+
+        :raises Unauthenticated: the JWT is invalid.
+        """
         try:
             key_id = pyjwt.get_unverified_header(jwt).get("kid")
             with self._lock:
@@ -242,16 +268,24 @@ class Iam:
         return self.issue_token(key["service_account_id"])
 
     def add_oauth_token(self, user: str) -> str:
-        """A new OAuth token of a user (an id of :meth:`add_user`)."""
+        """Create an OAuth token of a user.
+
+        :param user: id from :meth:`add_user`.
+        :raises KeyError: there is no such account.
+        :raises ValueError: the account is a service account.
+        """
         if self._account(user).kind != "user":
-            raise ValueError(f"{user}: service accounts have no OAuth tokens.")
+            raise ValueError(f"user={user!r}: is a service account; only users have OAuth tokens.")
         token = "y0_" + secrets.token_urlsafe(40)
         with self._lock:
             self._oauth_tokens[token] = user
         return token
 
     def exchange_oauth(self, token: str) -> str:
-        """An IAM token for an OAuth token; raises :class:`Unauthenticated`."""
+        """Exchange an OAuth token for an IAM token.
+
+        :raises Unauthenticated: the OAuth token is unknown.
+        """
         with self._lock:
             user = self._oauth_tokens.get(token)
         if user is None:
@@ -259,14 +293,21 @@ class Iam:
         return self.issue_token(user)
 
     def allow_impersonation(self, caller: str, service_account_id: str) -> None:
-        """Let the caller make tokens of a service account (the role ``iam.serviceAccounts.tokenCreator`` on it)."""
+        """Allow an account to create tokens of a service account (role ``iam.serviceAccounts.tokenCreator``).
+
+        :raises KeyError: there is no such account.
+        """
         with self._lock:
             self._account(caller)
             self._account(service_account_id)
             self._impersonations.add((caller, service_account_id))
 
     def impersonate(self, caller: str, service_account_id: str) -> str:
-        """An IAM token of a service account for another account; raises KeyError or PermissionError."""
+        """Issue an IAM token of a service account to another account.
+
+        :raises KeyError: there is no such service account.
+        :raises PermissionError: the caller may not impersonate it.
+        """
         with self._lock:
             self._account(service_account_id)
             if (caller, service_account_id) not in self._impersonations:
@@ -276,7 +317,7 @@ class Iam:
     # Restarts
 
     def to_json(self) -> dict[str, Any]:
-        """Everything that must survive a restart, as plain JSON values. Private keys are not in it."""
+        """Return everything that must survive a restart as JSON values; private keys are not kept."""
         with self._lock:
             return {
                 "token_lifetime": self.token_lifetime,
@@ -291,7 +332,7 @@ class Iam:
 
     @classmethod
     def from_json(cls, state: Mapping[str, Any]) -> Iam:
-        """The opposite of :meth:`to_json`."""
+        """Restore from the values of :meth:`to_json`."""
         iam = cls(token_lifetime=state["token_lifetime"])
         iam.default_service_account_id = state["default_service_account_id"]
         iam._accounts = {account["id"]: Account(**account) for account in state["accounts"]}
@@ -301,62 +342,3 @@ class Iam:
         iam._roles = {(subject, project): role for subject, project, role in state["roles"]}
         iam._impersonations = {(caller, target) for caller, target in state["impersonations"]}
         return iam
-
-
-class IamTokenServicer(iam_token_service_pb2_grpc.IamTokenServiceServicer):
-    """``yandex.cloud.iam.v1.IamTokenService`` on top of :class:`Iam`."""
-
-    def __init__(self, iam: Iam) -> None:
-        self._iam = iam
-
-    def _answer(self, token: str) -> iam_token_service_pb2.CreateIamTokenResponse:
-        response = iam_token_service_pb2.CreateIamTokenResponse(iam_token=token)
-        response.expires_at.FromMilliseconds(int(self._iam.expires_at(token) * 1000))
-        return response
-
-    async def Create(
-        self,
-        request: iam_token_service_pb2.CreateIamTokenRequest,
-        context: grpc.aio.ServicerContext[Any, Any],
-    ) -> iam_token_service_pb2.CreateIamTokenResponse:
-        """An IAM token for a JWT or an OAuth token; UNAUTHENTICATED if that is not valid."""
-        identity = request.WhichOneof("identity")
-        try:
-            if identity == "jwt":
-                return self._answer(self._iam.exchange_jwt(request.jwt))
-            if identity == "yandex_passport_oauth_token":
-                return self._answer(self._iam.exchange_oauth(request.yandex_passport_oauth_token))
-        except Unauthenticated as error:
-            await context.abort(grpc.StatusCode.UNAUTHENTICATED, str(error))
-        await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "identity: one of its fields is required.")
-        raise AssertionError("abort does not return")
-
-    async def CreateForServiceAccount(
-        self,
-        request: iam_token_service_pb2.CreateIamTokenForServiceAccountRequest,
-        context: grpc.aio.ServicerContext[Any, Any],
-    ) -> iam_token_service_pb2.CreateIamTokenResponse:
-        """An IAM token of another service account; NOT_FOUND or PERMISSION_DENIED if the caller can't have it."""
-        caller = current_subject.get() or ""
-        try:
-            return self._answer(self._iam.impersonate(caller, request.service_account_id))
-        except KeyError:
-            await context.abort(
-                grpc.StatusCode.NOT_FOUND, f"Service account {request.service_account_id!r} is not found."
-            )
-        except PermissionError as error:
-            await context.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
-        raise AssertionError("abort does not return")
-
-    async def Revoke(
-        self,
-        request: iam_token_service_pb2.RevokeIamTokenRequest,
-        context: grpc.aio.ServicerContext[Any, Any],
-    ) -> iam_token_service_pb2.RevokeIamTokenResponse:
-        """Revoke an IAM token; INVALID_ARGUMENT if it is not valid."""
-        try:
-            subject = self._iam.subject_of(request.iam_token)
-        except Unauthenticated as error:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"iam_token: {error}")
-        self._iam.revoke(token=request.iam_token)
-        return iam_token_service_pb2.RevokeIamTokenResponse(subject_id=subject)

@@ -1,4 +1,4 @@
-"""The gRPC interceptor that authenticates, journals and spoils calls."""
+"""The gRPC interceptor: authenticates calls, records them and applies injected faults."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
     from datasphere_emulator.faults import Fault, Faults
     from datasphere_emulator.journal import Journal
 
-#: Request fields that are credentials; the journal never sees them.
+#: Request fields that are credentials; they are not recorded in the journal.
 _CREDENTIAL_FIELDS = ("jwt", "yandex_passport_oauth_token", "yandex_passport_cookies", "iam_token")
 #: Methods that need no IAM token.
 _OPEN_METHODS = ("IamToken.Create", "Endpoint.*")
-#: With less than this many seconds left, a call the client gave up counts as DEADLINE_EXCEEDED, not CANCELLED.
+#: A call that ends with less time left (seconds) counts as DEADLINE_EXCEEDED, not CANCELLED.
 _DEADLINE_TOLERANCE = 0.1
 
 _CODE_NAMES = {code.value[0]: code.name for code in grpc.StatusCode}
 
 
 def short_name(full_method: str) -> str:
-    """The journal's name of ``/package.SomeService/Method``."""
+    """Return the journal's name of ``/package.SomeService/Method``."""
     service, _, method = full_method.lstrip("/").partition("/")
     service = service.rpartition(".")[2].removesuffix("Service")
     if service == "ProjectJob":
@@ -41,10 +41,10 @@ def short_name(full_method: str) -> str:
 
 
 class JournalInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only
-    """Authenticates every call, records it, and applies the faults. For unary-unary and unary-stream methods.
+    """Authenticates calls, records them and applies faults. For unary-unary and unary-stream methods.
 
     Handlers find the caller in ``current_subject``. A call without a valid token ends with UNAUTHENTICATED before its
-    handler runs, except IamToken.Create and the endpoint list; faults come first, as those of a gateway would.
+    handler runs, except IamToken.Create and the endpoint list; faults are applied first, as a gateway would.
     """
 
     def __init__(self, journal: Journal, faults: Faults, iam: Iam) -> None:
@@ -125,7 +125,7 @@ class JournalInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] 
         )
 
     def _authenticate(self, call: Call, context: Any) -> str | None:
-        """Fill in the caller; returns why the call is not authenticated, None if it is."""
+        """Set the caller; return why the call is not authenticated, None if it is."""
         header = dict(context.invocation_metadata() or ()).get("authorization", "")
         scheme, _, token = header.partition(" ")
         call.token = fingerprint(token)
@@ -154,12 +154,12 @@ class JournalInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] 
                     message = await messages.__anext__()
                 except StopAsyncIteration:
                     break
-                # Written here and not yielded: only so does a client's cancel reach this coroutine at once.
+                # Written instead of yielded, so that a client's cancel reaches this coroutine at once.
                 await context.write(message)
                 sent += 1
         finally:
             await messages.aclose()
-        # A stream that was over before the fault's point ends as it would have.
+        # A stream that ended before the fault's point ends normally.
         if fault is not None and sent == limit and (fault.code is not None or fault.lost_answer):
             await _abort(context, fault, "UNAVAILABLE")
 
@@ -170,7 +170,7 @@ async def _abort(context: Any, fault: Fault, default: str) -> None:
 
 
 def _code_name(context: Any, default: str) -> str:
-    """The name of the status a handler set or aborted with."""
+    """Return the name of the status that a handler set or aborted with."""
     code = context.code()
     if isinstance(code, grpc.StatusCode):
         return code.name
@@ -179,7 +179,7 @@ def _code_name(context: Any, default: str) -> str:
 
 
 def _new_job_id(operation: operation_pb2.Operation) -> str:
-    """The job id in the metadata of a Create's or Clone's operation, else ""."""
+    """Return the job id in the metadata of a Create's or Clone's operation, else ""."""
     for message in (
         project_job_service_pb2.CreateProjectJobMetadata(),
         project_job_service_pb2.CloneProjectJobMetadata(),

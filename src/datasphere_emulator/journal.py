@@ -1,9 +1,10 @@
-"""The journal: every call that reached the emulator, kept in memory and, if asked, in a file that survives restarts."""
+"""The journal: all calls to the emulator, in memory and optionally in a file that survives restarts."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import threading
 import time
 from collections import deque
@@ -12,26 +13,28 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pathlib import Path
 
+logger = logging.getLogger(__name__)
+
 
 @dataclasses.dataclass
 class Call:
-    """One call that reached the emulator, refused ones included.
+    """A call to the emulator, including rejected calls.
 
     :param method: short name: methods of ``ProjectJobService`` bare (``Create``, ``ReadLogs``), others with their
         service (``Operation.Get``, ``IamToken.Create``), HTTP as ``storage.get``, ``storage.put``, ``metadata.token``.
     :param subject: id of the account the token belongs to, None without a valid token.
-    :param token: first 16 hex digits of the token's sha256 (to tell tokens apart), never the token itself.
+    :param token: first 16 hex digits of the token's sha256, never the token itself.
     :param job_id: the request's job, or the new job of Create and Clone once the handler has answered.
     :param operation_id: the request's operation, or the one in the answer.
-    :param deadline: seconds the client gave the call, None without a deadline.
-    :param time: when it arrived, seconds since the epoch.
-    :param code: name of the gRPC status it ended with, "" while it runs. For HTTP: OK, or the nearest gRPC status.
+    :param deadline: the client's deadline in seconds from arrival; None without one.
+    :param time: arrival, seconds since the epoch.
+    :param code: name of the final gRPC status (HTTP: OK, or the nearest gRPC status); "" while the call runs.
     :param metadata: request metadata (HTTP: headers), without ``authorization``.
     :param request: the request message as a mapping with the proto's field names, credentials removed.
     :param peer: the client's address.
-    :param effect: whether the handler ran (a refused call has none, a call with a lost answer has).
-    :param finished: when it ended, seconds since the epoch, None while it runs.
-    :param sequence: its number in the journal, counted from 1.
+    :param effect: whether the handler ran: not for a rejected call, but for a call with a lost answer.
+    :param finished: end, seconds since the epoch; None while the call runs.
+    :param sequence: number in the journal, from 1.
     """
 
     method: str
@@ -53,9 +56,9 @@ class Call:
 class Journal:
     """All calls in the order of their arrival. Thread-safe.
 
-    :param path: JSON Lines file to append to; calls that it holds already are read back, so that the journal
-        survives a restart of the emulator.
-    :param limit: number of calls kept in memory; older ones are dropped, so that long load tests end in bounded memory.
+    :param path: JSON Lines file to append to; its calls are read back, so that the journal survives a restart. None for
+        memory only.
+    :param limit: number of calls kept in memory; older ones are dropped, so that memory stays bounded in load tests.
     """
 
     def __init__(self, path: Path | None = None, *, limit: int = 500_000) -> None:
@@ -64,31 +67,36 @@ class Journal:
         self._sequence = 0
         self._path = path
         if path is not None:
-            if path.exists():
-                self._read(path)
-            # Line-buffered: a line is with the kernel when the call goes on, so a killed emulator loses none.
+            path.touch(mode=0o600)
+            self._read(path)
+            # Line-buffered: the kernel has each line before the call proceeds, so a killed emulator loses none.
             self._file = path.open("a", buffering=1, encoding="utf-8")
             if self._sequence:
-                self._file.write("\n")  # ends a line that was cut
+                self._file.write("\n")  # ends a truncated line
 
     def _read(self, path: Path) -> None:
         calls: dict[int, Call] = {}
         with path.open(encoding="utf-8") as lines:
             for line in lines:
                 try:
-                    fields = json.loads(line)
-                except ValueError:
-                    continue  # empty, or the last line of an emulator that was killed while it wrote
-                calls[fields["sequence"]] = Call(**fields)
+                    call = Call(**json.loads(line))
+                except (ValueError, TypeError):
+                    continue  # empty, or truncated by a kill
+                calls[call.sequence] = call
         self._calls.extend(calls[number] for number in sorted(calls))
         self._sequence = max(calls, default=0)
 
     def _append(self, call: Call) -> None:
-        if self._path is not None:
+        if self._path is None:
+            return
+        try:
             self._file.write(json.dumps(dataclasses.asdict(call), separators=(",", ":")) + "\n")
+        except OSError as error:
+            # Calls must not fail because of the journal.
+            logger.error("Failed to write a call to the journal %s: %s", self._path, error)
 
     def record(self, call: Call) -> Call:
-        """Add a call and give it its number; returns the same object."""
+        """Add a call, set its number and return it."""
         with self._lock:
             self._sequence += 1
             call.sequence = self._sequence
@@ -97,7 +105,7 @@ class Journal:
         return call
 
     def finish(self, call: Call, code: str) -> None:
-        """Write down how a recorded call ended. The first end counts."""
+        """Set the final code of a recorded call. Only the first time counts."""
         with self._lock:
             if call.finished is None:
                 call.code = code
@@ -114,8 +122,9 @@ class Journal:
         code: str | None = None,
         since: float | None = None,
     ) -> list[Call]:
-        """Copies of the calls that pass every given filter, oldest first.
+        """Return copies of the calls that match all filters, oldest first.
 
+        :param method: short name as in :class:`Call`; the other filters are fields of it too.
         :param since: seconds since the epoch; only calls that arrived then or later.
         """
         with self._lock:
@@ -131,11 +140,11 @@ class Journal:
             ]
 
     def count(self, method: str | None = None, **filters: Any) -> int:
-        """Number of calls that pass the filters of :meth:`calls`."""
+        """Return the number of calls that match the filters of :meth:`calls`."""
         return len(self.calls(method, **filters))
 
     def clear(self) -> None:
-        """Forget all calls, in the file too. Calls still running are forgotten as well."""
+        """Delete all calls, running ones too, also from the file."""
         with self._lock:
             self._calls.clear()
             if self._path is not None:

@@ -1,4 +1,4 @@
-"""Operations: kept, answered, ended, and found again by their idempotency key."""
+"""Operations: their records, responses, ends and idempotency keys."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
     from google.protobuf.message import Message
 
+    from datasphere_emulator.database import Database
     from datasphere_emulator.records import JobRecord
     from datasphere_emulator.settings import Settings
-    from datasphere_emulator.store import Store
 
 
 def job_metadata(job: jobs_pb2.Job) -> jobs_pb2.JobMetadata:
-    """What an execution's metadata say of the job."""
+    """Return the ``JobMetadata`` of an execution's operation."""
     metadata = jobs_pb2.JobMetadata(
         id=job.id,
         name=job.name,
@@ -43,54 +43,54 @@ def job_metadata(job: jobs_pb2.Job) -> jobs_pb2.JobMetadata:
 
 
 def execution_metadata(record: JobRecord) -> service_pb2.ExecuteProjectJobMetadata:
-    """Metadata of the operation of a job's execution, with the deprecated ``job`` that the SDK still reads."""
+    """Return the metadata of an execution's operation, with the deprecated ``job`` that the SDK still reads."""
     return service_pb2.ExecuteProjectJobMetadata(
         job=record.job, progress=record.progress, metadata=job_metadata(record.job)
     )
 
 
 class Operations:
-    """All operations. Used by the event loop's thread alone.
+    """All operations. Used only in the event loop's thread.
 
-    :param find_job: gives a job's record, None if it is gone.
-    :param creation_response: makes the response of a Create's or Clone's operation.
-    :param execution_response: makes the response of an execution that ended without an error.
+    :param find_job: returns a job's record, None if the job was deleted.
+    :param creation_response: returns the response of a Create's or Clone's operation.
+    :param execution_response: returns the response of an execution that ended without an error.
     """
 
     def __init__(
         self,
-        store: Store,
+        database: Database,
         settings: Settings,
         find_job: Callable[[str], JobRecord | None],
         creation_response: Callable[[OperationRecord], Message],
         execution_response: Callable[[JobRecord, int], Message],
     ) -> None:
-        self._store = store
+        self._database = database
         self._settings = settings
         self._find_job = find_job
         self._creation_response = creation_response
         self._execution_response = execution_response
-        self._records = {id: OperationRecord.from_json(value) for id, value in store.all("operation").items()}
-        self._keys: dict[str, str] = store.all("idempotency")
+        self._records = {id: OperationRecord.from_json(value) for id, value in database.all("operation").items()}
+        self._keys: dict[str, str] = database.all("idempotency")
 
     def _save(self, record: OperationRecord) -> None:
-        self._store.put("operation", record.id, record.to_json())
+        self._database.put("operation", record.id, record.to_json())
 
     # Idempotency
 
     def known(self, method: str, subject: str | None, key: str | None) -> OperationRecord | None:
-        """The operation that an earlier call with this idempotency key made."""
+        """Return the operation of an earlier call with this idempotency key, None if there is none."""
         if not key or not self._settings.idempotency:
             return None
         operation_id = self._keys.get(f"{method} {subject} {key}")
         return None if operation_id is None else self._records.get(operation_id)
 
     def remember(self, method: str, subject: str | None, key: str | None, record: OperationRecord) -> None:
-        """Let :meth:`known` find this operation."""
+        """Save the idempotency key of an operation for :meth:`known`."""
         if key:
             name = f"{method} {subject} {key}"
+            self._database.put("idempotency", name, record.id)
             self._keys[name] = record.id
-            self._store.put("idempotency", name, record.id)
 
     # Life of an operation
 
@@ -105,8 +105,9 @@ class Operations:
         job_id: str = "",
         ready_after: float = 0.0,
     ) -> OperationRecord:
-        """A new running operation.
+        """Add a running operation.
 
+        :param kind: see :class:`~datasphere_emulator.records.OperationRecord`.
         :param ready_after: seconds until a creation is done.
         """
         now = time.time()
@@ -115,8 +116,8 @@ class Operations:
         set_time(operation.modified_at, now)
         operation.metadata.Pack(metadata)
         record = OperationRecord(operation, kind, project_id, job_id, ready_at=now + ready_after)
-        self._records[record.id] = record
         self._save(record)
+        self._records[record.id] = record
         return record
 
     def end(self, record: OperationRecord, response: Message | None = None) -> None:
@@ -131,7 +132,7 @@ class Operations:
         self._close(record)
 
     def show_error(self, operation_id: str, code: int, message: str) -> None:
-        """Let a running operation show its error ahead of its end."""
+        """Show the error of an operation before it is done."""
         record = self.record(operation_id)
         record.operation.error.code = code
         record.operation.error.message = message
@@ -146,28 +147,28 @@ class Operations:
         self._save(record)
 
     def forget(self, operation_id: str) -> None:
-        """Let OperationService no longer know an operation."""
+        """Make OperationService forget an operation."""
         record = self.record(operation_id)
         record.forgotten = True
         self._save(record)
 
-    # Answers
+    # Reads
 
     def record(self, operation_id: str) -> OperationRecord:
-        """The record of an operation, forgotten or not; raises Refused (NOT_FOUND)."""
+        """Return the record of an operation, even a forgotten one. Raises StatusError (NOT_FOUND)."""
         try:
             return self._records[operation_id]
         except KeyError:
             raise not_found(f"Operation {operation_id!r} is not found.") from None
 
     def is_ready(self, record: OperationRecord) -> bool:
-        """Whether a creation is done; ends its operation when its time has come."""
+        """Return whether an operation is done; a creation is ended when it is due."""
         if record.ended_at is None and record.kind in ("create", "clone") and time.time() >= record.ready_at:
             self.end(record, self._creation_response(record))
         return record.ended_at is not None
 
     def answer(self, record: OperationRecord) -> operation_pb2.Operation:
-        """The operation as it is now."""
+        """Return the operation with its current metadata and response."""
         self.is_ready(record)
         job = self._find_job(record.job_id)
         if job is None:
@@ -188,7 +189,7 @@ class Operations:
         return self._creation_response(record)
 
     def get(self, operation_id: str) -> OperationRecord:
-        """The record of an operation that OperationService knows; raises Refused (NOT_FOUND)."""
+        """Return the record of an operation that OperationService still knows. Raises StatusError (NOT_FOUND)."""
         record = self.record(operation_id)
         retention = self._settings.operation_retention_seconds
         over = retention is not None and record.ended_at is not None and time.time() > record.ended_at + retention

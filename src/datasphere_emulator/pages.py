@@ -1,4 +1,4 @@
-"""The pages of the emulator's web interface, as plain HTML without scripts. Functions from values to text."""
+"""HTML of the emulator's web pages, without scripts. Pure functions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from datasphere_emulator.records import Project
 
-#: How often a page with something that runs loads itself again, seconds.
+#: Reload interval of pages with running jobs, seconds.
 REFRESH_SECONDS = 2
 
 _ENDED = frozenset((jobs_pb2.JobStatus.SUCCESS, jobs_pb2.JobStatus.ERROR, jobs_pb2.JobStatus.CANCELLED))
@@ -48,12 +48,12 @@ td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: 
 
 @dataclasses.dataclass
 class LogView:
-    """One log of a job as its page shows it.
+    """The tail of a log on a job's page.
 
     :param name: ``stdout``, ``stderr`` or the path of a log file.
-    :param text: its end.
-    :param size: bytes in all.
-    :param left_out: bytes of its beginning that ``text`` lacks.
+    :param text: the tail.
+    :param size: size of the whole log, bytes.
+    :param left_out: size of the beginning that isn't shown, bytes.
     """
 
     name: str
@@ -63,17 +63,17 @@ class LogView:
 
 
 def project_path(project: Project) -> str:
-    """Path of a project's page, as in DataSphere's own interface."""
+    """Return the path of a project's page, as in DataSphere's UI."""
     return f"/communities/{quote(project.community_id)}/projects/{quote(project.id)}"
 
 
 def job_path(project: Project, job_id: str) -> str:
-    """Path of a job's page, as in DataSphere's own interface (``job`` is singular there)."""
+    """Return the path of a job's page, as in DataSphere's UI (with a singular ``job``)."""
     return f"{project_path(project)}/job/{quote(job_id)}"
 
 
 def status_name(status: int) -> str:
-    """A status' name, or its number where this version has no name for it."""
+    """Return the name of a status, or its number if it has no name."""
     try:
         return str(jobs_pb2.JobStatus.Name(status))
     except ValueError:
@@ -81,7 +81,7 @@ def status_name(status: int) -> str:
 
 
 def _page(title: str, body: str, trail: Iterable[tuple[str, str]] = (), *, refresh: bool = False) -> str:
-    # Which service this is: the addresses and the look are near enough to the real one's to mistake it.
+    # Pages name the emulator, so that nobody takes them for the real service's.
     links = "<strong>DataSphere emulator</strong>" + "".join(
         f' / <a href="{escape(path)}">{escape(text)}</a>' for path, text in trail
     )
@@ -123,14 +123,14 @@ def _size(size: int) -> str:
 
 
 def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """A table; cells are HTML already."""
+    """Return a table. :param rows: cells as HTML."""
     titles = "".join(f"<th>{escape(title)}</th>" for title in head)
     lines = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
     return f"<table><thead><tr>{titles}</tr></thead><tbody>{lines}</tbody></table>"
 
 
 def projects_page(projects: Iterable[tuple[Project, int]]) -> str:
-    """All projects with the number of their jobs."""
+    """Return the page of all projects with their numbers of jobs."""
     rows = [
         (
             f'<a href="{escape(project_path(project))}">{escape(project.name or project.id)}</a>',
@@ -144,7 +144,7 @@ def projects_page(projects: Iterable[tuple[Project, int]]) -> str:
 
 
 def project_page(project: Project, jobs: Iterable[jobs_pb2.Job]) -> str:
-    """A project's jobs, in the order given."""
+    """Return the page of a project with its jobs, in the given order."""
     jobs = list(jobs)
     rows = [
         (
@@ -235,9 +235,9 @@ def job_page(
     link: Callable[[jobs_pb2.File], str | None],
     progress: jobs_pb2.JobProgress | None = None,
 ) -> str:
-    """One job: what it is, its files and its logs; loads itself again while the job runs.
+    """Return the page of a job: parameters, files and logs. It reloads while the job runs.
 
-    :param link: gives the address of a file's content, None if it can't be had.
+    :param link: returns the URL of a file, None if its content isn't stored.
     """
     body = [_facts(project, job)]
     if progress is not None:
@@ -257,7 +257,7 @@ def job_page(
         note = ""
         if log.left_out:
             whole = f"{escape(job_path(project, job.id))}/log/{quote(log.name)}"
-            note = f'<p class="quiet">The first {_size(log.left_out)} are left out. <a href="{whole}">All of it</a></p>'
+            note = f'<p class="quiet">The first {_size(log.left_out)} are not shown. <a href="{whole}">Full log</a></p>'
         body.append(f'<h2>{escape(log.name)}</h2>{note}<pre data-log="{escape(log.name)}">{escape(log.text)}</pre>')
     body.append(_files("Inputs", job.job_parameters.input_files, link))
     body.append(_files("Local modules", job.job_parameters.env.python_env.local_modules, link))
@@ -268,5 +268,5 @@ def job_page(
 
 
 def message_page(title: str, text: str) -> str:
-    """A page that says one thing."""
+    """Return a page with a message."""
     return _page(title, f"<p>{escape(text)}</p>", [("/projects", "Projects")])

@@ -1,4 +1,4 @@
-"""Job parameters: what is checked, how overrides change a source's parameters, and what ``${NAME}`` stands for."""
+"""Job parameters: checks, overrides of a fork, and ``${NAME}`` references."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 
 from yandex.cloud.datasphere.v2.jobs import jobs_pb2
 
-from datasphere_emulator.errors import invalid, precondition
+from datasphere_emulator.errors import invalid
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from datasphere_emulator.settings import Settings
 
-#: Entries in each of inputs, outputs, S3 connectors and datasets.
+#: Largest number of inputs, outputs, S3 connectors and datasets each.
 MAX_ENTRIES = 100
-#: Size of one file and of all files of a job, bytes ("Limits in DataSphere").
+#: Largest size of a file and of all files of a job, bytes ("Limits in DataSphere").
 MAX_FILE_BYTES = 5 << 30
 MAX_JOB_BYTES = 10 << 30
 MIN_WORKING_STORAGE_GB = 100
@@ -29,26 +29,26 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def uploaded_files(parameters: jobs_pb2.JobParameters) -> Iterator[jobs_pb2.File]:
-    """All files a client has to upload: inputs and local modules."""
+    """Iterate over the files that a client uploads: inputs and local modules."""
     yield from parameters.input_files
     yield from parameters.env.python_env.local_modules
 
 
 def references(cmd: str) -> list[str]:
-    """The names in ``${NAME}`` of a command."""
+    """Return the names in ``${NAME}`` of a command."""
     found: list[str] = _REFERENCE.findall(cmd)
     return found
 
 
 def replace_references(cmd: str, values: dict[str, str]) -> str:
-    """The command with every ``${NAME}`` replaced; all names must be known."""
+    """Return the command with all ``${NAME}`` replaced; all names must be in ``values``."""
     return _REFERENCE.sub(lambda match: values[match[1]], cmd)
 
 
-def check(parameters: jobs_pb2.JobParameters, settings: Settings) -> None:
-    """Refuse parameters the service could not run.
+def check(parameters: jobs_pb2.JobParameters) -> None:
+    """Check the parameters of a job.
 
-    :raises Refused: INVALID_ARGUMENT, or FAILED_PRECONDITION for an instance type the community doesn't allow.
+    :raises StatusError: INVALID_ARGUMENT.
     """
     if not parameters.cmd.strip():
         raise invalid("job_parameters.cmd: must not be empty.")
@@ -61,13 +61,6 @@ def check(parameters: jobs_pb2.JobParameters, settings: Settings) -> None:
     _check_names(parameters)
     if not parameters.cloud_instance_types:
         raise invalid("job_parameters.cloud_instance_types: at least one is required.")
-    for instance_type in parameters.cloud_instance_types:
-        allowed = settings.allowed_instance_types
-        if allowed is not None and instance_type.name not in allowed:
-            raise precondition(
-                f"job_parameters.cloud_instance_types: {instance_type.name!r} is not allowed in the community;"
-                f" allowed: {', '.join(allowed)}."
-            )
     if parameters.HasField("extended_working_storage"):
         size = parameters.extended_working_storage.size_gb
         if size < MIN_WORKING_STORAGE_GB:
@@ -119,7 +112,7 @@ def _check_names(parameters: jobs_pb2.JobParameters) -> None:
 
 
 def declared_names(parameters: jobs_pb2.JobParameters) -> Iterator[str]:
-    """Everything ``${NAME}`` may name, except the project's home."""
+    """Iterate over the names that ``${NAME}`` may refer to, except the project's home."""
     yield from (file.desc.var for file in parameters.input_files if file.desc.var)
     yield from (desc.var for desc in parameters.output_files if desc.var)
     yield from (argument.name for argument in parameters.arguments)
@@ -131,11 +124,11 @@ def declared_names(parameters: jobs_pb2.JobParameters) -> Iterator[str]:
 def override(
     source: jobs_pb2.JobParameters, overrides: jobs_pb2.JobParameters, settings: Settings
 ) -> jobs_pb2.JobParameters:
-    """The parameters of a fork.
+    """Return the parameters of a fork.
 
-    :raises Refused: INVALID_ARGUMENT for what can't be overridden or isn't in the source.
+    :raises StatusError: INVALID_ARGUMENT, a field can't be overridden or a name isn't in the source.
     """
-    _refuse_fixed(overrides)
+    _check_fixed(overrides)
     result = jobs_pb2.JobParameters()
     result.CopyFrom(source)
     arguments = {argument.name: argument for argument in result.arguments}
@@ -170,7 +163,7 @@ def override(
     return result
 
 
-def _refuse_fixed(overrides: jobs_pb2.JobParameters) -> None:
+def _check_fixed(overrides: jobs_pb2.JobParameters) -> None:
     fixed = [
         name
         for name in (

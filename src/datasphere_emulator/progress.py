@@ -1,4 +1,4 @@
-"""The file in which a program writes its progress, appended to or overwritten."""
+"""The progress file of a program, which may append to it or overwrite it."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from yandex.cloud.datasphere.v2.jobs import jobs_pb2
 if TYPE_CHECKING:
     from pathlib import Path
 
-#: As much of the file's end as is looked at, bytes.
+#: Size of the tail that is read, bytes.
 _MAX_TAIL = 1 << 20
 
 
 def parse_progress(text: str) -> jobs_pb2.JobProgress | None:
-    """The last progress message in the text, None if there is no whole one.
+    """Return the last complete progress message in a text, None if there is none.
 
-    :param text: one JSON object, or one a line: ``{"progress": 40, "message": "…", "create_time": RFC 3339}``.
+    :param text: one JSON object, or one per line: ``{"progress": 40, "message": "…", "create_time": RFC 3339}``.
     """
     for candidate in (text, *reversed(text.splitlines())):
         try:
@@ -35,19 +35,19 @@ def parse_progress(text: str) -> jobs_pb2.JobProgress | None:
 
 
 class ProgressFile:
-    """Tells what is new in the file.
+    """Reads what is new in a progress file.
 
-    :param told: what was told already, by an emulator before a restart.
+    :param reported: content that was reported before a restart.
     """
 
-    def __init__(self, path: Path, told: bytes = b"") -> None:
+    def __init__(self, path: Path, reported: bytes = b"") -> None:
         self._path = path
         self._seen: tuple[int, int] | None = None
-        self._content = told
-        self._restarted = bool(told)
+        self._content = reported
+        self._restarted = bool(reported)
 
     def read(self) -> tuple[str, jobs_pb2.JobProgress | None]:
-        """New text, and the newest message if it is new; ``("", None)`` if there is nothing new."""
+        """Return new text and the last message, ``("", None)`` if nothing is new."""
         try:
             stat = self._path.stat()
             if self._seen == (stat.st_mtime_ns, stat.st_size):
@@ -59,13 +59,13 @@ class ProgressFile:
             return "", None
         self._seen = (stat.st_mtime_ns, stat.st_size)
         if self._restarted and self._content.endswith(content):
-            # Overwritten files: what was told is all contents so far, the file holds the last one.
+            # For an overwritten file ``reported`` has all contents so far; the file has the last one.
             self._content = content
         self._restarted = False
         appended = content.startswith(self._content)
         new = content[len(self._content) :] if appended else content
         message = parse_progress(content.decode("utf-8", "replace"))
-        # A line that is still being written is looked at again when it is whole.
+        # An incomplete line is read again when it is complete.
         if message is None or not new:
             return "", None
         if appended and not new.endswith((b"\n", b"}")):

@@ -1,7 +1,7 @@
 """Pytest fixtures: an emulator per test.
 
-The plugin is loaded in every pytest run of an environment that has this package, so it imports nothing heavy before a
-test asks for a fixture.
+Pytest loads the plugin in each run of an environment with this package, so heavy imports wait until a test uses a
+fixture.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def datasphere_emulator_factory() -> Iterator[Callable[..., Emulator]]:
-    """Makes started emulators with the arguments of ``Emulator``; they are closed after the test."""
+    """Factory of started emulators with the arguments of ``Emulator``; closes them after the test."""
     if importlib.util.find_spec("aiohttp") is None:
-        pytest.fail("The emulator needs a further package: pip install 'airflow-provider-datasphere[emulator]'")
+        pytest.fail("The emulator needs another package: pip install 'airflow-provider-datasphere[emulator]'")
     from datasphere_emulator.emulator import Emulator
 
     emulators: list[Emulator] = []
@@ -38,5 +38,5 @@ def datasphere_emulator_factory() -> Iterator[Callable[..., Emulator]]:
 
 @pytest.fixture
 def datasphere_emulator(datasphere_emulator_factory: Callable[..., Emulator]) -> Emulator:
-    """A fresh emulator with TLS."""
+    """A new emulator with TLS for each test."""
     return datasphere_emulator_factory()

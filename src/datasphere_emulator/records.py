@@ -1,4 +1,4 @@
-"""What the emulator remembers of jobs, operations and projects, and how it is stored."""
+"""Records of jobs, operations, scripts and projects, and their JSON form in the database."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ TERMINAL = frozenset((JobStatus.SUCCESS, JobStatus.ERROR, JobStatus.CANCELLED))
 
 
 def set_time(timestamp: Timestamp, seconds: float) -> None:
-    """Write seconds since the epoch into a protobuf timestamp, to the microsecond."""
+    """Set a protobuf timestamp from seconds since the epoch, with microseconds."""
     timestamp.FromMicroseconds(round(seconds * 1e6))
 
 
 def get_time(timestamp: Timestamp) -> float:
-    """Seconds since the epoch."""
+    """Return a protobuf timestamp as seconds since the epoch."""
     return float(timestamp.ToMicroseconds() / 1e6)
 
 
@@ -35,7 +35,7 @@ def _encode(message: Message) -> str:
 
 @dataclasses.dataclass
 class Cancel:
-    """A cancel that was asked for.
+    """A requested cancel.
 
     :param requested_at: seconds since the epoch.
     """
@@ -47,21 +47,22 @@ class Cancel:
 
 @dataclasses.dataclass
 class JobRecord:
-    """A job and what only the service knows of it.
+    """A job and the service's internal data about it.
 
-    :param job: as Job.Get answers it.
+    :param job: as in responses of Get.
     :param sequence: number in the order of creation.
-    :param creation_id: its Create's or Clone's operation.
-    :param operation_id: operation of its execution, "" before Execute.
-    :param executions: how often it was really started.
-    :param execute_time: when it was, seconds since the epoch.
-    :param active: whether an execution is going on (the status alone can't tell: scripts show unknown numbers).
-    :param series_id: the scripts that it and its forks act, "" for a real program.
-    :param script_number: which of them its execution acts.
-    :param script: that one.
-    :param script_position: how many of that script's events have happened.
-    :param cancel: what was asked last, None if nobody did.
+    :param creation_id: id of its Create's or Clone's operation.
+    :param operation_id: id of its Execute's operation, "" before Execute.
+    :param executions: how often it was started.
+    :param execute_time: time of Execute, seconds since the epoch.
+    :param active: whether it is executing (the status can't tell: scripts may set any number).
+    :param series_id: id of the scripts of the job and its forks, "" for a real program.
+    :param script_number: index of the script of its execution.
+    :param script: that script.
+    :param script_position: number of the script's events that have happened.
+    :param cancel: last requested cancel, None without one.
     :param progress: last progress message.
+    :param refused_at: when Execute rejected it for the quota, seconds since the epoch; None if it never did.
     """
 
     job: jobs_pb2.Job
@@ -77,6 +78,7 @@ class JobRecord:
     script_position: int = 0
     cancel: Cancel | None = None
     progress: jobs_pb2.JobProgress | None = None
+    refused_at: float | None = None
 
     @property
     def id(self) -> str:
@@ -84,7 +86,7 @@ class JobRecord:
         return str(self.job.id)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return the record as JSON values."""
         values = dict(vars(self))
         values["job"] = _encode(self.job)
         del values["script"]  # found again by its number
@@ -94,7 +96,7 @@ class JobRecord:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> JobRecord:
-        """The opposite of :meth:`to_json`."""
+        """Restore from the values of :meth:`to_json`."""
         values = dict(values)
         values["job"] = jobs_pb2.Job.FromString(base64.b64decode(values["job"]))
         values["cancel"] = Cancel(**values["cancel"]) if values["cancel"] else None
@@ -107,13 +109,13 @@ class JobRecord:
 class OperationRecord:
     """An operation.
 
-    :param operation: as it is answered once it is done; while it runs, metadata of an execution are made anew.
+    :param operation: as in responses; metadata of a running execution are updated when it is read.
     :param kind: ``create``, ``clone``, ``execute``, ``delete``, ``delete_data`` or ``delete_all_data``.
-    :param project_id: whose role decides who may see it.
-    :param job_id: its job, "" for none.
+    :param project_id: project in which callers need a role.
+    :param job_id: id of its job, "" for none.
     :param ready_at: when a creation is done, seconds since the epoch.
-    :param ended_at: when it ended, seconds since the epoch, None while it runs.
-    :param forgotten: OperationService no longer knows it.
+    :param ended_at: when it ended, seconds since the epoch; None while it runs.
+    :param forgotten: whether OperationService answers NOT_FOUND.
     """
 
     operation: operation_pb2.Operation
@@ -130,12 +132,12 @@ class OperationRecord:
         return str(self.operation.id)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return the record as JSON values."""
         return {**vars(self), "operation": _encode(self.operation)}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> OperationRecord:
-        """The opposite of :meth:`to_json`."""
+        """Restore from the values of :meth:`to_json`."""
         operation = operation_pb2.Operation.FromString(base64.b64decode(values["operation"]))
         return cls(**{**values, "operation": operation})
 
@@ -148,18 +150,18 @@ class ScriptSeries:
     position: int = 0
 
     def take(self) -> int:
-        """Number of the next execution's script."""
+        """Return the index of the next execution's script and advance the position."""
         number = min(self.position, len(self.scripts) - 1)
         self.position += 1
         return number
 
     def to_json(self) -> list[Any]:
-        """The scripts as plain JSON values; the position is stored apart, as it changes all the time."""
+        """Return the scripts as JSON values; the position is stored separately, since it changes often."""
         return [script.to_json() for script in self.scripts]
 
     @classmethod
     def from_json(cls, scripts: list[Any], position: int) -> ScriptSeries:
-        """The opposite of :meth:`to_json`."""
+        """Restore from the values of :meth:`to_json`."""
         return cls([Script.from_json(script) for script in scripts], position)
 
 

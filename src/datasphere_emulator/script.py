@@ -1,10 +1,12 @@
-"""Scripted jobs: a job that acts a part instead of running a program."""
+"""Scripts: what a scripted job does instead of running a program."""
 
 from __future__ import annotations
 
 import dataclasses
 import typing
 from typing import TYPE_CHECKING, Any
+
+from datasphere_emulator.control_fields import check_kind, check_names, wrong
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -14,10 +16,10 @@ _LINE = 100
 
 @dataclasses.dataclass
 class LogLine:
-    """Something a scripted job prints.
+    """Output of a scripted job.
 
     :param at: seconds after the start of EXECUTING.
-    :param text: what is printed, as it is (end it with a newline yourself). Bytes are taken too, valid UTF-8 or not.
+    :param text: output, written unchanged: a newline must be included. May be bytes, also invalid UTF-8.
     :param stream: ``stdout``, ``stderr``, or the path of a log file (``.system.log``, ``logs/train.log``).
     """
 
@@ -36,7 +38,7 @@ class Progress:
 
     :param at: seconds after the start of EXECUTING.
     :param progress: 0..100.
-    :param message: for people.
+    :param message: text of the message.
     """
 
     at: float
@@ -46,12 +48,12 @@ class Progress:
 
 @dataclasses.dataclass
 class ScriptedOutput:
-    """An output file that a scripted job makes: pseudo-random bytes, or given text, or a directory.
+    """An output file of a scripted job: pseudo-random bytes, a text, or a directory.
 
-    :param size: bytes of a file.
+    :param size: size of the file, bytes.
     :param seed: equal seed, size and output (var, else path) give equal bytes.
-    :param text: the file's content, in place of random bytes.
-    :param directory: makes it a directory: relative path -> size in bytes of each file in it.
+    :param text: content of the file instead of random bytes.
+    :param directory: makes the output a directory: relative path -> size of each file, bytes.
     """
 
     size: int = 16
@@ -62,29 +64,29 @@ class ScriptedOutput:
 
 @dataclasses.dataclass
 class Script:
-    """The part a scripted job acts. All times are in seconds.
+    """What a scripted job does. All times are in seconds.
 
     :param preparing_seconds: time in PREPARING.
-    :param executing_seconds: time in EXECUTING; at least until the last thing that happens in it.
+    :param executing_seconds: time in EXECUTING; extended to the last event in it.
     :param uploading_seconds: time in UPLOADING_OUTPUT.
-    :param log: what it prints, and when. A plain string is a line on stdout at time 0.
-    :param burst_bytes: prints so many bytes of 100-byte lines at once. They are made while they are read.
-    :param burst_at: when, after the start of EXECUTING.
-    :param burst_stream: where to, as ``LogLine.stream``.
-    :param outputs: declared output path or var -> what it makes there. A number is a size in bytes, a string the
-        content. Declared outputs named neither here nor below become files of 16 bytes.
-    :param missing_outputs: paths or vars of declared outputs that the program doesn't make (NOT_FOUND).
+    :param log: log lines. A plain string is a line on stdout at time 0.
+    :param burst_bytes: size of a burst of 100-byte log lines, bytes; generated while it is read.
+    :param burst_at: time of the burst after the start of EXECUTING.
+    :param burst_stream: stream of the burst, as ``LogLine.stream``.
+    :param outputs: path or var of a declared output -> its content. A number is a size in bytes, a string the text.
+        Declared outputs named neither here nor below become files of 16 bytes.
+    :param missing_outputs: paths or vars of declared outputs that the program doesn't write (NOT_FOUND).
     :param failed_uploads: paths or vars of declared outputs whose upload fails (UPLOAD_FAILED).
-    :param return_code: of the program.
-    :param error: ends the operation with this error instead of a result: gRPC code (name or number) and message.
-    :param error_in: status in which that error happens: PREPARING (as when there is no capacity) or EXECUTING.
-    :param error_ahead_seconds: the operation shows its error so long before it is done.
-    :param status_details: the job's status details at the end.
-    :param statuses: raw status numbers, known or not, and when after the start of EXECUTING the job shows them.
-    :param final_status: raw status number at the end, in place of the right one.
-    :param progress: progress messages, and when.
+    :param return_code: return code of the program.
+    :param error: error of the operation instead of a result: gRPC code (name or number) and message.
+    :param error_in: status in which that error happens: PREPARING (as without capacity) or EXECUTING.
+    :param error_ahead_seconds: how long before it is done the operation shows its error.
+    :param status_details: the job's final status details.
+    :param statuses: pairs of time after the start of EXECUTING and status number, which may be an unknown one.
+    :param final_status: final status number instead of the regular one.
+    :param progress: progress messages.
     :param never_ends: stays in EXECUTING until it is cancelled.
-    :param graceful_seconds: how long after a graceful cancel's signal it ends; None: not until it is killed.
+    :param graceful_seconds: time to its end after the signal of a graceful cancel; None: it ignores the signal.
     """
 
     preparing_seconds: float = 0.0
@@ -123,7 +125,7 @@ class Script:
 
     @property
     def least_executing_seconds(self) -> float:
-        """How long EXECUTING lasts, given all that happens in it."""
+        """Time in EXECUTING, seconds, including all events."""
         moments = [line.at for line in self.log]
         moments += [point.at for point in self.progress]
         moments += [at for at, _ in self.statuses]
@@ -132,26 +134,41 @@ class Script:
         return max([self.executing_seconds, *moments])
 
     def to_json(self) -> dict[str, Any]:
-        """The script as plain JSON values."""
+        """Return the script as JSON values."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Script:
-        """The opposite of :meth:`to_json`; fields left out keep their defaults.
+        """Restore from the values of :meth:`to_json`; omitted fields have their defaults.
 
-        :raises ValueError: a field that a script doesn't have.
+        :raises ValueError: a field is unknown.
+        :raises TypeError: a field is of the wrong type.
         """
-        known = {field.name for field in dataclasses.fields(cls)}
-        if unknown := sorted(set(values) - known):
+        known = {field.name: str(field.type) for field in dataclasses.fields(cls)}
+        if unknown := sorted(set(values) - set(known)):
             raise ValueError(f"Script has no field {', '.join(unknown)}. Fields: {', '.join(sorted(known))}.")
-        return cls(**values)
+        for name, value in values.items():
+            check_kind(f"script: {name}", value, known[name])
+            if known[name].startswith("list") and not isinstance(value, list):
+                raise wrong(f"script: {name}", value, "a list")
+            if known[name].startswith("dict") and not isinstance(value, dict):
+                raise wrong(f"script: {name}", value, "a mapping")
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise TypeError(f"script: {error}") from None
 
 
 _Kind = typing.TypeVar("_Kind", LogLine, Progress, ScriptedOutput)
 
 
 def _build(kind: type[_Kind], value: Any) -> _Kind:
-    return value if isinstance(value, kind) else kind(**value)
+    if isinstance(value, kind):
+        return value
+    if not isinstance(value, dict):
+        raise wrong(kind.__name__, value, "a mapping")
+    check_names(value, [field.name for field in dataclasses.fields(kind)])
+    return kind(**value)
 
 
 def _output(value: Any) -> ScriptedOutput:
@@ -165,7 +182,7 @@ def _output(value: Any) -> ScriptedOutput:
 
 
 def burst_bytes(start: int, stop: int) -> bytes:
-    """Bytes ``start`` to ``stop`` of a burst: numbered lines of 100 bytes."""
+    """Return bytes ``start`` to ``stop`` of a burst: numbered lines of 100 bytes."""
     first, last = start // _LINE, (stop + _LINE - 1) // _LINE
     lines = b"".join(b"burst line %012d %s\n" % (number, b"." * (_LINE - 25)) for number in range(first, last))
     return lines[start - first * _LINE : stop - first * _LINE]

@@ -1,4 +1,4 @@
-"""Files of projects by their sha256, and presigned URLs to put and get them."""
+"""Files of projects by their sha256, and their presigned URLs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import os
 import random
 import re
 import secrets
-import shutil
+import stat
 import tempfile
 import threading
 import time
@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 from urllib.parse import quote, urlencode
 
-from datasphere_emulator.http_calls import HttpRefusal
+from datasphere_emulator.http_calls import HttpError
+from datasphere_emulator.state_dir import write_private
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -28,28 +29,41 @@ if TYPE_CHECKING:
     from datasphere_emulator.faults import Faults
     from datasphere_emulator.journal import Journal
 
-#: Bytes handled at a time: no file is ever held in memory.
+#: Bytes read or written at a time; files are never held in memory.
 CHUNK = 1 << 20
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _PROJECT = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def generate(seed: str, size: int) -> Iterator[bytes]:
-    """Reproducible bytes that don't compress, in chunks: what a generated file holds."""
+    """Generate the reproducible, incompressible content of a generated file, in chunks."""
     block = random.Random(seed).randbytes(CHUNK)
     for number in range(math.ceil(size / CHUNK)):
         chunk = number.to_bytes(8, "big") + block[8:]
         yield chunk[: size - number * CHUNK]
 
 
-class Storage:
-    """Content-addressed files, kept apart by project. Thread-safe.
+def _digest(path: Path, copy: BinaryIO | None = None) -> tuple[str, int]:
+    """Return a file's sha256 (hex) and size. :param copy: file to copy the bytes to."""
+    digest = hashlib.sha256()
+    size = 0
+    with path.open("rb") as source:
+        while chunk := source.read(CHUNK):
+            digest.update(chunk)
+            size += len(chunk)
+            if copy is not None:
+                copy.write(chunk)
+    return digest.hexdigest(), size
 
-    :param root: folder for the files; what lies there survives restarts, and so do the URLs.
-    :param base_url: gives the address of the emulator's HTTP side, such as ``http://127.0.0.1:8080``.
-    :param journal: where ``storage.put`` and ``storage.get`` are written down.
-    :param faults: what spoils them.
-    :param url_lifetime: gives the seconds a new URL is valid.
+
+class Storage:
+    """Content-addressed files of each project. Thread-safe.
+
+    :param root: folder of the files; they and their URLs survive restarts.
+    :param base_url: returns the base URL of the emulator's HTTP side, such as ``http://127.0.0.1:8080``.
+    :param journal: journal of ``storage.put`` and ``storage.get``.
+    :param faults: faults to inject into them.
+    :param url_lifetime: returns the lifetime of a new URL, seconds.
     """
 
     def __init__(
@@ -70,22 +84,22 @@ class Storage:
         self.root.mkdir(parents=True, exist_ok=True)
         secret = self.root / "url-secret"
         if not secret.exists():
-            secret.write_text(secrets.token_hex(32))
+            write_private(secret, secrets.token_hex(32).encode())
         self._secret = secret.read_text().encode()
 
     # Files
 
-    def _place(self, project: str, sha256: str) -> Path:
+    def _path_of(self, project: str, sha256: str) -> Path:
         if not _PROJECT.fullmatch(project) or not _SHA256.fullmatch(sha256):
             raise ValueError(f"project={project!r}, sha256={sha256!r}: not an id and 64 hex digits.")
         return self.root / project / sha256[:2] / sha256
 
-    def _recipe(self, project: str, sha256: str) -> Path:
-        return self._place(project, sha256).with_suffix(".generated")
+    def _recipe_path(self, project: str, sha256: str) -> Path:
+        return self._path_of(project, sha256).with_suffix(".generated")
 
     @contextlib.contextmanager
     def incoming(self) -> Iterator[tuple[BinaryIO, Path]]:
-        """An empty file on the storage's disk, to fill and give to :meth:`adopt`; gone at the end if it wasn't."""
+        """Create a temporary file to fill and pass to :meth:`adopt`; it is removed at the end otherwise."""
         folder = self.root / ".incoming"
         folder.mkdir(exist_ok=True)
         descriptor, name = tempfile.mkstemp(dir=folder)
@@ -96,9 +110,9 @@ class Storage:
             Path(name).unlink(missing_ok=True)
 
     def adopt(self, project: str, sha256: str, file: BinaryIO, path: Path) -> None:
-        """Take a file of :meth:`incoming` in; it appears at once and whole."""
+        """Move a file of :meth:`incoming` into the storage, atomically."""
         file.close()
-        place = self._place(project, sha256)
+        place = self._path_of(project, sha256)
         place.parent.mkdir(parents=True, exist_ok=True)
         path.replace(place)
 
@@ -109,36 +123,36 @@ class Storage:
             self.adopt(project, sha256, file, path)
 
     def put_bytes(self, project: str, data: bytes) -> tuple[str, int]:
-        """Store bytes; returns their sha256 (hex) and size."""
+        """Store bytes; return their sha256 (hex) and size."""
         sha256 = hashlib.sha256(data).hexdigest()
-        if not self._place(project, sha256).exists():
+        if not self._path_of(project, sha256).exists():
             self._write(project, sha256, [data])
         return sha256, len(data)
 
     def put_file(self, project: str, path: Path) -> tuple[str, int]:
-        """Store a file that nobody writes to any more; returns its sha256 (hex) and size.
+        """Store a file that is no longer written to; return its sha256 (hex) and size.
 
-        It is linked where the disk allows that, else copied.
+        It is hard-linked if possible, else copied. The target of a symbolic link, or a file with several hard links, is
+        copied: it may change later.
         """
-        digest = hashlib.sha256()
-        size = 0
-        with path.open("rb") as source:
-            while chunk := source.read(CHUNK):
-                digest.update(chunk)
-                size += len(chunk)
-        sha256 = digest.hexdigest()
-        if not self._place(project, sha256).exists():
-            with self.incoming() as (file, temporary):
+        status = path.lstat()
+        if stat.S_ISREG(status.st_mode) and status.st_nlink == 1:
+            sha256, size = _digest(path)
+            if self._path_of(project, sha256).exists():
+                return sha256, size
+            with self.incoming() as (file, temporary), contextlib.suppress(OSError):
                 temporary.unlink()
-                try:
-                    os.link(path.resolve(), temporary)
-                except OSError:
-                    shutil.copyfile(path, temporary)
+                os.link(path, temporary)
+                self.adopt(project, sha256, file, temporary)
+                return sha256, size
+        with self.incoming() as (file, temporary):
+            sha256, size = _digest(path, file)
+            if not self._path_of(project, sha256).exists():
                 self.adopt(project, sha256, file, temporary)
         return sha256, size
 
     def register_generated(self, project: str, seed: str | int, size: int) -> tuple[str, int]:
-        """A file of reproducible content that takes no disk before it is first read; returns sha256 (hex) and size.
+        """Add a file of generated content, written to disk on its first read; return its sha256 (hex) and size.
 
         :param seed: equal seeds and sizes give equal content.
         :param size: bytes; hashing takes about a second per gigabyte.
@@ -153,7 +167,7 @@ class Storage:
             known = digest.hexdigest()
             with self._lock:
                 self._generated[key] = known
-        recipe = self._recipe(project, known)
+        recipe = self._recipe_path(project, known)
         if recipe.exists():
             return known, size
         recipe.parent.mkdir(parents=True, exist_ok=True)
@@ -161,21 +175,24 @@ class Storage:
         return known, size
 
     def path(self, project: str, sha256: str) -> Path:
-        """The stored file, not to be changed; a generated one is written now. FileNotFoundError if there is none."""
-        place = self._place(project, sha256)
+        """Return the path of a stored file, which must not be changed; a generated one is written now.
+
+        :raises FileNotFoundError: the project has no file with this content.
+        """
+        place = self._path_of(project, sha256)
         if not place.exists():
-            recipe = json.loads(self._recipe(project, sha256).read_text())
+            recipe = json.loads(self._recipe_path(project, sha256).read_text())
             self._write(project, sha256, generate(recipe["seed"], recipe["size"]))
         return place
 
     def has(self, project: str, sha256: str) -> bool:
-        """Whether the project has a file with this content."""
-        return self._place(project, sha256).exists() or self._recipe(project, sha256).exists()
+        """Return whether the project has a file with this content."""
+        return self._path_of(project, sha256).exists() or self._recipe_path(project, sha256).exists()
 
     def delete(self, project: str, sha256s: Iterable[str]) -> None:
-        """Remove files; those that aren't there are passed over."""
+        """Delete files; missing ones are ignored."""
         for sha256 in sha256s:
-            for path in (self._place(project, sha256), self._recipe(project, sha256)):
+            for path in (self._path_of(project, sha256), self._recipe_path(project, sha256)):
                 with contextlib.suppress(FileNotFoundError):
                     path.unlink()
 
@@ -191,7 +208,7 @@ class Storage:
         now = time.time()
         query = {
             **parameters,
-            # The names of S3's presigned URLs. Their clock ticks in seconds, so the true end is in "expires".
+            # Parameter names of S3's presigned URLs. Those are in whole seconds; "expires" has the exact end.
             "X-Amz-Algorithm": "AWS4-HMAC-SHA256",
             "X-Amz-Date": datetime.datetime.fromtimestamp(now, datetime.timezone.utc).strftime("%Y%m%dT%H%M%SZ"),
             "X-Amz-Expires": str(math.ceil(lifetime)),
@@ -201,20 +218,23 @@ class Storage:
         return f"{self._base_url().rstrip('/')}{path}?{urlencode(query, quote_via=quote)}"
 
     def put_url(self, project: str, sha256: str, size: int) -> str:
-        """A URL that takes one PUT of exactly this content."""
+        """Return a presigned URL to PUT exactly this content. :param size: bytes."""
         return self._url("PUT", project, sha256, {"size": str(size)})
 
     def get_url(self, project: str, sha256: str, filename: str = "") -> str:
-        """A URL to GET or HEAD the content. :param filename: the name a browser saves it under."""
+        """Return a presigned URL to GET or HEAD the content. :param filename: name for downloads by a browser."""
         return self._url("GET", project, sha256, {"filename": filename} if filename else {})
 
     def check_url(self, method: str, path: str, query: Mapping[str, str]) -> None:
-        """Refuse with 403 what :meth:`put_url` and :meth:`get_url` didn't make, or what has expired."""
+        """Check a presigned URL.
+
+        :raises HttpError: 403, the signature is missing or wrong, or the URL has expired.
+        """
         unsigned = {name: value for name, value in query.items() if name != "X-Amz-Signature"}
         signature = self._signature("GET" if method == "HEAD" else method, path, unsigned)
         if not query.get("X-Amz-Signature"):
-            raise HttpRefusal(403, "AccessDenied", "Access Denied")
+            raise HttpError(403, "AccessDenied", "Access Denied")
         if not hmac.compare_digest(signature, query["X-Amz-Signature"]):
-            raise HttpRefusal(403, "SignatureDoesNotMatch", "The request signature we calculated does not match.")
+            raise HttpError(403, "SignatureDoesNotMatch", "The request signature we calculated does not match.")
         if float(query["expires"]) <= time.time():
-            raise HttpRefusal(403, "AccessDenied", "Request has expired")
+            raise HttpError(403, "AccessDenied", "Request has expired")

@@ -1,4 +1,4 @@
-"""The emulator's own certificate authority, and the certificate of its servers."""
+"""The emulator's certificate authority and server certificate."""
 
 from __future__ import annotations
 
@@ -12,20 +12,22 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from datasphere_emulator.state_dir import StateError, write_private
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-#: Names that every certificate is good for.
+#: Names in every server certificate.
 LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 _LIFETIME = datetime.timedelta(days=3650)
-#: Some clients refuse server certificates that live longer than this.
+#: Some clients reject server certificates with a longer lifetime.
 _SERVER_LIFETIME = datetime.timedelta(days=397)
 
 
 @dataclasses.dataclass(frozen=True)
 class Certificates:
-    """PEM files: the authority's certificate for clients; the chain and its key for the servers."""
+    """PEM files: the authority's certificate for clients, chain and key for servers."""
 
     authority: Path
     chain: Path
@@ -33,18 +35,24 @@ class Certificates:
 
 
 def ensure_certificates(folder: Path, hosts: Iterable[str]) -> Certificates:
-    """The certificates of a folder, made if they are not there yet.
+    """Return the certificates in a folder; create a missing authority.
 
-    The authority stays, so that clients that know it go on working; the server's certificate is made at every start.
+    The authority is kept, so that clients keep trusting it; the server's certificate is created at each start.
 
-    :param hosts: names and addresses clients use, besides those of this machine's loopback.
+    :param hosts: host names and addresses for the certificate, besides those of loopback.
+    :raises StateError: the folder has an unreadable authority.
     """
     folder.mkdir(parents=True, exist_ok=True)
     certificates = Certificates(folder / "ca.pem", folder / "server.pem", folder / "server.key")
     authority_key_file = folder / "ca.key"
     if certificates.authority.exists() and authority_key_file.exists():
-        authority = x509.load_pem_x509_certificate(certificates.authority.read_bytes())
-        loaded = serialization.load_pem_private_key(authority_key_file.read_bytes(), None)
+        try:
+            authority = x509.load_pem_x509_certificate(certificates.authority.read_bytes())
+            loaded = serialization.load_pem_private_key(authority_key_file.read_bytes(), None)
+        except (ValueError, TypeError) as error:
+            raise StateError(
+                f"Failed to read the certificate authority in {folder}: {error}. Remove that folder."
+            ) from error
         assert isinstance(loaded, ec.EllipticCurvePrivateKey)
         authority_key = loaded
     else:
@@ -62,9 +70,9 @@ def ensure_certificates(folder: Path, hosts: Iterable[str]) -> Certificates:
 
 
 def _write_key(path: Path, key: ec.EllipticCurvePrivateKey) -> None:
-    path.touch(mode=0o600)
-    path.write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    write_private(
+        path,
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()),
     )
 
 

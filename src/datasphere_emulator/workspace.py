@@ -1,4 +1,4 @@
-"""The folder a program runs in: made from the job's parameters, and searched for outputs afterwards.
+"""The folder of an execution: prepared from the job's parameters, and collected from after the program's end.
 
 Everything here blocks and is called in a thread.
 """
@@ -20,23 +20,31 @@ from typing import TYPE_CHECKING
 from yandex.cloud.datasphere.v2.jobs import jobs_pb2
 
 from datasphere_emulator.iam import new_id
+from datasphere_emulator.outputs import (
+    PROCESSING_ERROR,
+    UnusableOutput,
+    is_directory,
+    missing_output,
+    pack_directory,
+    upload_error,
+)
 from datasphere_emulator.parameters import PROJECT_HOME, references, replace_references
 
 if TYPE_CHECKING:
     from datasphere_emulator.settings import Settings
     from datasphere_emulator.storage import Storage
 
-#: File of the folder in which a program writes its progress.
+#: File in the folder to which a program writes its progress.
 PROGRESS_FILE = "progress.jsonl"
 
 
 @dataclasses.dataclass
 class Workspace:
-    """One execution's folder.
+    """The folder of an execution.
 
-    :param folder: holds the program's working folder ``job`` and what the runner writes.
-    :param project_folder: the project's disk, S3 connectors and datasets.
-    :param owner: process id without which the program must not live, None if it may outlive the emulator.
+    :param folder: folder with the program's working folder ``job`` and the files of the child runner.
+    :param project_folder: folder of the project's disk, S3 connectors and datasets.
+    :param owner: id of the process with which the program ends; None if it may outlive the emulator.
     """
 
     folder: Path
@@ -55,7 +63,7 @@ class Workspace:
     # Before the program
 
     def prepare(self, service_agent_token: str) -> None:
-        """Make the folder anew, with all inputs, and write the runner's ``spec.json``."""
+        """Create the folder with all inputs, replacing an old one, and write the child runner's ``spec.json``."""
         shutil.rmtree(self.folder, ignore_errors=True)
         for name in ("job", "home", "tmp", "bin"):
             (self.folder / name).mkdir(parents=True)
@@ -64,18 +72,18 @@ class Workspace:
         (self.folder / "token").write_text(service_agent_token)
         names: dict[str, str] = {argument.name: argument.value for argument in self.parameters.arguments}
         for file in self.parameters.input_files:
-            place = self._place_of(file.desc)
-            self._bring(file, place)
+            place = self._input_path(file.desc)
+            self._extract(file, place)
             if file.desc.var:
                 names[file.desc.var] = str(place)
         for module in self.parameters.env.python_env.local_modules:
-            self._bring_module(module)
+            self._extract_module(module)
         for kind, ids in (("s3", self.parameters.s3_mount_ids), ("datasets", self.parameters.dataset_ids)):
             for id in ids:
                 names[id] = str(self._mount(kind, id))
         outputs = {}
         for desc in self.parameters.output_files:
-            place = self._output_place(desc)
+            place = self._output_path(desc)
             outputs[desc.path] = str(place)
             if desc.var:
                 relative = PurePosixPath(desc.path)
@@ -103,31 +111,31 @@ class Workspace:
         (self.folder / "spec.json").write_text(json.dumps(spec))
 
     def _random_name(self, var: str) -> str:
-        """An unpredictable name derived from a variable, such as ``data_7l2``."""
+        """Return an unpredictable name derived from a variable, such as ``data_7l2``."""
         alphabet = string.ascii_lowercase + string.digits
         stem = "".join(letter for letter in var.lower() if letter in alphabet + "_-") or "file"
         return f"{stem}_{''.join(secrets.choice(alphabet) for _ in range(3))}"
 
-    def _place_of(self, desc: jobs_pb2.FileDesc) -> Path:
+    def _input_path(self, desc: jobs_pb2.FileDesc) -> Path:
         if desc.var:
             return self.job_folder / self._random_name(desc.var)
         return self.job_folder / desc.path
 
-    def _output_place(self, desc: jobs_pb2.FileDesc) -> Path:
+    def _output_path(self, desc: jobs_pb2.FileDesc) -> Path:
         path = PurePosixPath(desc.path)
-        # A named output may have a path of the client's machine; the program gets another one inside the job.
+        # A named output may have a path on the client's machine; the program gets another one inside the job.
         if path.is_absolute() or ".." in path.parts:
             return self.job_folder / self._random_name(desc.var)
         return self.job_folder / path
 
-    def _bring(self, file: jobs_pb2.File, place: Path) -> None:
+    def _extract(self, file: jobs_pb2.File, place: Path) -> None:
         blob = self.storage.path(self.project_id, file.sha256)
         place.parent.mkdir(parents=True, exist_ok=True)
         if file.compression_type != jobs_pb2.FileCompressionType.ZIP:
             shutil.copyfile(blob, place)
             place.chmod(0o755)
             return
-        # Names in the archive are relative to the parent of the directory: all begin with its own name.
+        # Names in the archive begin with the directory's own name.
         unpacked = self.folder / "tmp" / "unpacked"
         with zipfile.ZipFile(blob) as archive:
             archive.extractall(unpacked)
@@ -140,7 +148,7 @@ class Workspace:
             tops[0].rename(place)
         shutil.rmtree(unpacked, ignore_errors=True)
 
-    def _bring_module(self, module: jobs_pb2.File) -> None:
+    def _extract_module(self, module: jobs_pb2.File) -> None:
         blob = self.storage.path(self.project_id, module.sha256)
         if module.compression_type == jobs_pb2.FileCompressionType.ZIP:
             with zipfile.ZipFile(blob) as archive:
@@ -158,7 +166,7 @@ class Workspace:
 
     def _environment(self, home: Path) -> dict[str, str]:
         for name in ("python", "python3"):
-            # A script, not a link: a link would hide the virtual environment from the interpreter.
+            # A script, since a link would hide the virtual environment from the interpreter.
             shim = self.folder / "bin" / name
             shim.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
             shim.chmod(0o755)
@@ -184,38 +192,43 @@ class Workspace:
     # After the program
 
     def collect_outputs(self) -> tuple[list[jobs_pb2.File], list[jobs_pb2.FileUploadError]]:
-        """Store the declared outputs that are there; the others become NOT_FOUND errors."""
+        """Store the declared outputs; return the stored files, and errors of missing and unusable outputs."""
         places: dict[str, str] = json.loads((self.folder / "spec.json").read_text())["outputs"]
         files, errors = [], []
         for desc in self.parameters.output_files:
             place = Path(places[desc.path])
-            if place.is_dir():
-                archive = self.folder / "tmp" / "output.zip"
-                archive.parent.mkdir(exist_ok=True)
-                pack_directory(place, PurePosixPath(desc.path).name, archive)
-                files.append(self._stored(desc, archive, jobs_pb2.FileCompressionType.ZIP))
-                archive.unlink()
-            elif place.is_file():
-                files.append(self._stored(desc, place, jobs_pb2.FileCompressionType.NONE))
-            else:
-                errors.append(
-                    jobs_pb2.FileUploadError(
-                        output_file_desc=desc,
-                        description=f"File {desc.path} is not found.",
-                        type=jobs_pb2.FileUploadError.ErrorType.NOT_FOUND,
-                    )
-                )
+            if not os.path.lexists(place):
+                errors.append(missing_output(desc))
+                continue
+            try:
+                files.append(self._collect_output(desc, place))
+            except UnusableOutput as error:
+                errors.append(upload_error(desc, "UPLOAD_FAILED", f"{PROCESSING_ERROR}: {error}"))
+            except OSError as error:
+                # Unreadable, or no space left: the other outputs may still be stored.
+                errors.append(upload_error(desc, "UPLOAD_FAILED", f"{PROCESSING_ERROR}: {error.strerror}"))
         return files, errors
 
+    def _collect_output(self, desc: jobs_pb2.FileDesc, place: Path) -> jobs_pb2.File:
+        if not is_directory(place, desc.path):
+            return self._stored(desc, place, jobs_pb2.FileCompressionType.NONE)
+        archive = self.folder / "tmp" / "output.zip"
+        archive.parent.mkdir(exist_ok=True)
+        try:
+            pack_directory(place, PurePosixPath(desc.path).name, archive)
+            return self._stored(desc, archive, jobs_pb2.FileCompressionType.ZIP)
+        finally:
+            archive.unlink(missing_ok=True)
+
     def collect_datasets(self) -> list[jobs_pb2.OutputDataset]:
-        """Move what the program wrote for output datasets into new datasets of the project."""
+        """Move the output datasets of the program to the project."""
         made: dict[str, dict[str, str]] = json.loads((self.folder / "spec.json").read_text())["datasets"]
         datasets = []
         for desc in self.parameters.output_datasets:
             dataset = jobs_pb2.OutputDataset(desc=desc, id=made[desc.name]["id"])
             target = self.project_folder / "datasets" / dataset.id
             target.parent.mkdir(parents=True, exist_ok=True)
-            if not target.exists():  # it does after a restart in the middle of this
+            if not target.exists():  # moved already before a restart
                 shutil.move(made[desc.name]["place"], target)
             datasets.append(dataset)
         return datasets
@@ -231,15 +244,7 @@ class Workspace:
         return jobs_pb2.File(desc=desc, sha256=sha256, size_bytes=size, compression_type=compression)
 
     def remove_scratch(self) -> None:
-        """Remove all but what the job's log refers to."""
+        """Remove everything except the files of the job's log."""
         for name in ("job", "home", "tmp", "bin"):
             shutil.rmtree(self.folder / name, ignore_errors=True)
         (self.folder / "token").unlink(missing_ok=True)
-
-
-def pack_directory(directory: Path, name: str, archive: Path) -> None:
-    """Zip a directory as the service does: stored, not deflated; names begin with the directory's own."""
-    with zipfile.ZipFile(archive, "w", strict_timestamps=False) as target:
-        target.writestr(f"{name}/", b"")
-        for path in sorted(directory.rglob("*")):
-            target.write(path, PurePosixPath(name) / path.relative_to(directory).as_posix())

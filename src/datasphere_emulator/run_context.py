@@ -1,4 +1,4 @@
-"""One execution: how it can end, and the stage that whatever plays the job acts on."""
+"""One execution of a job: its result, and the context that process runs and scripted runs share."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass
-class Ending:
-    """How an execution ended.
+class RunResult:
+    """Result of an execution.
 
-    :param return_code: of the program.
-    :param error: code and message of the operation, in place of a result.
-    :param status: raw status number in place of the right one.
-    :param time: when, seconds since the epoch; None for now.
+    :param return_code: return code of the program.
+    :param error: code and message of the operation's error; None for a result.
+    :param status: raw status number that replaces the regular one.
+    :param time: time of the end, seconds since the epoch; None for now.
     """
 
     return_code: int = 0
@@ -41,17 +41,17 @@ class Ending:
 
 
 class Run(Protocol):
-    """What plays a job: a process or a script."""
+    """Runs a job: as a process, or from a script."""
 
-    async def run(self) -> Ending:
-        """Play it to its end; goes on where an earlier emulator process left off."""
+    async def run(self) -> RunResult:
+        """Run the job to its end; resume a run of an earlier emulator process."""
 
     async def clean(self) -> None:
-        """Remove what is of no use once the job's end is written down."""
+        """Remove temporary files once the job's end is saved."""
 
 
-class Execution:
-    """The stage a run plays on: the job's record, its log, and whether somebody wants it to end."""
+class RunContext:
+    """What a run works on: the job's record, its log, and cancellation."""
 
     def __init__(self, jobs: Jobs, record: JobRecord) -> None:
         self.jobs = jobs
@@ -66,7 +66,7 @@ class Execution:
         return self.jobs.log(self.record.id)
 
     def set_status(self, status: JobStatus.ValueType, at: float | None = None) -> None:
-        """Show a status, unless the job is being cancelled. :param at: seconds since the epoch, now if None."""
+        """Set the job's status unless it is being cancelled. :param at: seconds since the epoch; None for now."""
         job = self.record.job
         if status == JobStatus.EXECUTING and not job.HasField("started_at"):
             set_time(job.started_at, time.time() if at is None else at)
@@ -75,20 +75,31 @@ class Execution:
         self.save()
 
     def set_progress(self, progress: jobs_pb2.JobProgress) -> None:
-        """Show a progress message."""
+        """Set the job's last progress message."""
         self.record.progress = progress
         self.save()
 
+    def wants_outputs(self, return_code: int = 0) -> bool:
+        """Return whether outputs are collected from a program that has ended or was cancelled while computing."""
+        settings, cancel = self.jobs.settings, self.record.cancel
+        if cancel is None:
+            return return_code == 0 or settings.outputs_after_error == "collected"
+        rule = settings.outputs_after_cancel
+        return rule == "computing" or (rule == "graceful" and cancel.graceful)
+
     def save(self) -> None:
-        """Write the record down."""
+        """Save the record."""
         self.jobs.save(self.record)
 
     def cancel(self) -> None:
-        """Tell the run that the record's ``cancel`` is new or has changed."""
+        """Wake the run: the record's ``cancel`` has changed."""
         self._cancelled.set()
 
     async def sleep(self, seconds: float | None) -> bool:
-        """Wait so long, None for ever, or until the first cancel; returns whether there was one."""
+        """Wait until the first cancel, or this long; return whether the job was cancelled.
+
+        :param seconds: None waits for a cancel without limit.
+        """
         if seconds is not None and seconds <= 0:
             return self._cancelled.is_set()
         with contextlib.suppress(asyncio.TimeoutError):

@@ -1,4 +1,4 @@
-"""Jobs that really run: a program in its own process group, watched through files so that a restart loses nothing."""
+"""Jobs that run a program: in its own process group, watched through files so that a restart loses nothing."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from typing import TYPE_CHECKING, Any
 
 from yandex.cloud.datasphere.v2.jobs import jobs_pb2
 
-from datasphere_emulator import logs, runner
-from datasphere_emulator.execution import Ending
+from datasphere_emulator import child_runner, logs
 from datasphere_emulator.progress import ProgressFile
 from datasphere_emulator.records import JobStatus
+from datasphere_emulator.run_context import RunResult
 from datasphere_emulator.settings import CODES
 from datasphere_emulator.workspace import PROGRESS_FILE, Workspace
 
 if TYPE_CHECKING:
-    from datasphere_emulator.execution import Execution
+    from datasphere_emulator.run_context import RunContext
 
-#: How often a running program is looked at, seconds.
+#: Poll interval of a running program, seconds.
 POLL_SECONDS = 0.03
 #: Largest piece of output that becomes one log message, bytes.
 MAX_PIECE = 64 * 1024
-#: Stands in for a shutdown signal that the parameters leave out.
+#: Shutdown signal of jobs whose parameters don't set one.
 DEFAULT_SIGNAL = signal.SIGTERM
 
 
 def is_running(folder: Path) -> bool:
-    """Whether the runner of an execution lives: it holds a lock from before its start to its end."""
+    """Return whether the child runner of an execution is alive; it holds a lock until its end."""
     try:
         with (folder / "runner.lock").open("rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -47,7 +47,7 @@ def is_running(folder: Path) -> bool:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """A file of the runner, None if it isn't there."""
+    """Read a file of the child runner; None if it doesn't exist."""
     try:
         values: dict[str, Any] = json.loads(path.read_text())
     except FileNotFoundError:
@@ -56,14 +56,14 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def kill_program(folder: Path) -> None:
-    """Kill the program of an execution, if it runs."""
+    """Kill the program of an execution if it is running."""
     started = read_json(folder / "started.json")
     if started is not None and is_running(folder):
         send_signal(started["group"], signal.SIGKILL)
 
 
 def send_signal(group: int, number: int) -> None:
-    """Send a signal to a process group that may be gone."""
+    """Send a signal to a process group; ignore one that has ended."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(group, number)
 
@@ -71,9 +71,9 @@ def send_signal(group: int, number: int) -> None:
 class ProcessRun:
     """Runs a job's program."""
 
-    def __init__(self, execution: Execution) -> None:
-        self._execution = execution
-        jobs, job = execution.jobs, execution.record.job
+    def __init__(self, context: RunContext) -> None:
+        self._context = context
+        jobs, job = context.jobs, context.record.job
         parameters = jobs_pb2.JobParameters()
         parameters.CopyFrom(job.job_parameters)
         self._folder = jobs.folder(job.id)
@@ -86,56 +86,58 @@ class ProcessRun:
             settings=jobs.settings,
             owner=jobs.owner,
         )
-        self._consumed = {name: execution.log.consumed(name) for name in (logs.STDOUT, logs.STDERR)}
-        told = [execution.log.content(piece) for piece in execution.log.pieces() if piece.source == logs.PROGRESS]
-        self._progress = ProgressFile(self._folder / PROGRESS_FILE, b"".join(told))
+        self._consumed = {name: context.log.consumed(name) for name in (logs.STDOUT, logs.STDERR)}
+        reported = [context.log.content(piece) for piece in context.log.pieces() if piece.source == logs.PROGRESS]
+        self._progress = ProgressFile(self._folder / PROGRESS_FILE, b"".join(reported))
         self._signalled_at: float | None = None
         self._killed = False
 
-    async def run(self) -> Ending:
-        """Prepare, start, watch, collect. A program started by an earlier emulator is only watched."""
-        execution = self._execution
+    async def run(self) -> RunResult:
+        """Prepare and start the program, watch it and collect its outputs; a running program is only watched."""
+        context = self._context
         if not ((self._folder / "exit.json").exists() or is_running(self._folder)):
             if (self._folder / "started.json").exists():
                 return self._lost()
             await self._prepare()
-            if execution.record.cancel is not None:
-                return Ending()
+            if context.record.cancel is not None:
+                return RunResult()
             await asyncio.to_thread(self._launch)
-            execution.log.system(time.time(), "Program started.")
-        uploading = execution.record.job.status == JobStatus.UPLOADING_OUTPUT
+            context.log.system(time.time(), "Program started.")
+        uploading = context.record.job.status == JobStatus.UPLOADING_OUTPUT
         if not uploading:
-            execution.set_status(JobStatus.EXECUTING)
+            context.set_status(JobStatus.EXECUTING)
         outcome = await self._watch()
         if outcome is None:
             return self._lost()
         if not uploading:
-            execution.log.system(outcome["finished_at"], f"Program ended with return code {outcome['return_code']}.")
+            context.log.system(outcome["finished_at"], f"Program ended with return code {outcome['return_code']}.")
         return await self._upload(outcome)
 
     async def clean(self) -> None:
-        """Remove what is of no use any more."""
-        if not self._execution.jobs.settings.keep_scratch:
+        """Remove the scratch files, unless the settings keep them."""
+        if not self._context.jobs.settings.keep_scratch:
             await asyncio.to_thread(self._workspace.remove_scratch)
 
     async def _prepare(self) -> None:
-        execution, parameters = self._execution, self._workspace.parameters
+        context, parameters = self._context, self._workspace.parameters
         begin = time.time()
-        execution.log.system(begin, "Preparing the environment.")
+        context.log.system(begin, "Preparing the environment.")
         environment = parameters.env
         if environment.WhichOneof("docker_image") is not None:
-            execution.log.system(begin, "The emulator runs programs without the docker image that the job names.")
+            context.log.system(begin, "The emulator runs programs without Docker; the job's image is ignored.")
         if environment.python_env.requirements:
-            execution.log.system(begin, "The emulator installs no requirements: programs see its own packages.")
-        await asyncio.to_thread(self._workspace.prepare, execution.jobs.service_agent_token())
-        await execution.sleep(begin + execution.jobs.settings.preparing_seconds - time.time())
+            context.log.system(
+                begin, "The emulator doesn't install requirements; the program uses the emulator's own packages."
+            )
+        await asyncio.to_thread(self._workspace.prepare, context.jobs.service_agent_token())
+        await context.sleep(begin + context.jobs.settings.preparing_seconds - time.time())
 
     def _launch(self) -> None:
-        # The lock is taken before the runner exists and passed on, so that there is no moment without it.
+        # Locked before the runner starts, which inherits the lock: there is no moment without it.
         with (self._folder / "runner.lock").open("wb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             subprocess.run(
-                [sys.executable, "-I", "-S", runner.__file__, str(self._folder)],
+                [sys.executable, "-I", "-S", child_runner.__file__, str(self._folder)],
                 pass_fds=[lock.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -144,7 +146,7 @@ class ProcessRun:
             )
 
     async def _watch(self) -> dict[str, Any] | None:
-        """Follow the program to its end; None if its runner is lost."""
+        """Watch the program until its end; return None if its runner was lost."""
         while True:
             alive = is_running(self._folder)
             outcome = read_json(self._folder / "exit.json")
@@ -154,7 +156,7 @@ class ProcessRun:
                 return outcome
             if not alive:
                 return None
-            self._carry_out_cancel()
+            self._apply_cancel()
             await asyncio.sleep(POLL_SECONDS)
 
     def _read_output(self) -> None:
@@ -163,18 +165,18 @@ class ProcessRun:
             size = (self._folder / name).stat().st_size
             for start in range(consumed, size, MAX_PIECE):
                 length = min(MAX_PIECE, size - start)
-                self._execution.log.append(logs.Piece(now, name, length, file=name, file_offset=start))
+                self._context.log.append(logs.Piece(now, name, length, file=name, file_offset=start))
             self._consumed[name] = size
 
     def _read_progress(self) -> None:
         text, message = self._progress.read()
         if text:
-            self._execution.log.write(time.time(), logs.PROGRESS, text)
+            self._context.log.write(time.time(), logs.PROGRESS, text)
         if message is not None:
-            self._execution.set_progress(message)
+            self._context.set_progress(message)
 
-    def _carry_out_cancel(self) -> None:
-        cancel = self._execution.record.cancel
+    def _apply_cancel(self) -> None:
+        cancel = self._context.record.cancel
         started = read_json(self._folder / "started.json")
         if cancel is None or started is None or self._killed:
             return
@@ -183,49 +185,44 @@ class ProcessRun:
         shutdown = parameters.graceful_shutdown_parameters
         if graceful and self._signalled_at is None:
             self._signalled_at = cancel.requested_at
-            # The marker makes the runner wait for the whole group, and tells a later emulator of the signal sent.
+            # The marker makes the runner wait for the whole group, and records that the signal was sent.
             if not (self._folder / "graceful").exists():
                 (self._folder / "graceful").touch()
                 number = shutdown.signal or DEFAULT_SIGNAL
-                self._execution.log.system(time.time(), f"Sending {signal.Signals(number).name} to the program.")
+                self._context.log.system(time.time(), f"Sending {signal.Signals(number).name} to the program.")
                 send_signal(started["group"], number)
         limit = shutdown.timeout.ToNanoseconds() / 1e9 if shutdown.HasField("timeout") else None
         if graceful and (limit is None or time.time() < cancel.requested_at + limit):
             return
         self._killed = True
         (self._folder / "graceful").unlink(missing_ok=True)
-        self._execution.log.system(time.time(), "Killing the program.")
+        self._context.log.system(time.time(), "Killing the program.")
         send_signal(started["group"], signal.SIGKILL)
 
-    def _lost(self) -> Ending:
+    def _lost(self) -> RunResult:
         self._read_output()
-        return Ending(error=(CODES["INTERNAL"], "The runner of the program was lost."))
+        return RunResult(error=(CODES["INTERNAL"], "The runner of the program was lost (killed or crashed)."))
 
-    async def _upload(self, outcome: dict[str, Any]) -> Ending:
-        execution, settings = self._execution, self._execution.jobs.settings
-        execution.set_status(JobStatus.UPLOADING_OUTPUT)
+    async def _upload(self, outcome: dict[str, Any]) -> RunResult:
+        context, settings = self._context, self._context.jobs.settings
+        context.set_status(JobStatus.UPLOADING_OUTPUT)
         begin = time.time()
-        cancel = execution.record.cancel
-        wanted = True
-        if cancel is not None:
-            wanted = settings.outputs_after_cancel == "always" or (
-                settings.outputs_after_cancel == "graceful" and cancel.graceful
-            )
+        wanted = context.wants_outputs(outcome["return_code"])
         if wanted:
-            execution.log.system(begin, "Uploading outputs.")
-        ending = await asyncio.to_thread(self._collect, outcome, wanted)
-        await execution.sleep(begin + settings.uploading_seconds - time.time())
-        return ending
+            context.log.system(begin, "Uploading outputs.")
+        result = await asyncio.to_thread(self._collect, outcome, wanted)
+        await context.sleep(begin + settings.uploading_seconds - time.time())
+        return result
 
-    def _collect(self, outcome: dict[str, Any], wanted: bool) -> Ending:
+    def _collect(self, outcome: dict[str, Any], wanted: bool) -> RunResult:
         workspace = self._workspace
-        ending = Ending(return_code=outcome["return_code"])
+        result = RunResult(return_code=outcome["return_code"])
         if wanted:
-            ending.output_files, ending.file_errors = workspace.collect_outputs()
-            ending.output_datasets = workspace.collect_datasets()
+            result.output_files, result.file_errors = workspace.collect_outputs()
+            result.output_datasets = workspace.collect_datasets()
         for name in (logs.STDOUT, logs.STDERR):
-            ending.log_files.append(workspace.store_file(f"{name}.txt", self._folder / name))
-        log = self._execution.log
+            result.log_files.append(workspace.store_file(f"{name}.txt", self._folder / name))
+        log = self._context.log
         system = self._folder / "system.log"
         system.write_bytes(b"".join(log.content(piece) for piece in log.pieces() if piece.source == logs.SYSTEM))
         statistics = self._folder / "docker_stats.tsv"
@@ -233,5 +230,5 @@ class ProcessRun:
         row = "\t".join(str(outcome.get(name, "")) for name in names)
         statistics.write_text("\t".join(names) + "\n" + row + "\n")
         for path in (system, statistics):
-            ending.diagnostic_files.append(workspace.store_file(path.name, path))
-        return ending
+            result.diagnostic_files.append(workspace.store_file(path.name, path))
+        return result

@@ -1,4 +1,4 @@
-"""List: the filter's grammar, orders and pages."""
+"""Queries of List methods: filter, order and pages."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _Item = TypeVar("_Item")
 
 
 def parse_filter(text: str) -> frozenset[int] | None:
-    """The statuses that ``status IN (EXECUTING, SUCCESS)`` asks for, None for no filter; raises Refused."""
+    """Return the statuses in ``status IN (EXECUTING, SUCCESS)``, None for no filter. Raises StatusError."""
     if not text.strip():
         return None
     if len(text) > MAX_FILTER_LENGTH:
@@ -44,7 +44,7 @@ def parse_filter(text: str) -> frozenset[int] | None:
 
 
 def order_key(order: str, seed: int, sequence: int, id: str) -> str:
-    """Where an item stands in a list; strings, so that a page token can name a place between items."""
+    """Return the sort key of an item: a string, so that a page token can name a place between items."""
     if order == "oldest":
         return f"{sequence:020d}"
     if order == "newest":
@@ -55,11 +55,11 @@ def order_key(order: str, seed: int, sequence: int, id: str) -> str:
 def page(
     items: Iterable[_Item], key: Callable[[_Item], str], page_size: int, page_token: str
 ) -> tuple[list[_Item], str]:
-    """One page of items and the token of the next, "" at the end.
+    """Return one page of items and the token of the next page, "" at the end.
 
-    Items that appear or go between two pages move no other item to another page.
+    Items added or removed between two requests don't move other items to another page.
 
-    :raises Refused: INVALID_ARGUMENT.
+    :raises StatusError: INVALID_ARGUMENT.
     """
     if not 0 <= page_size <= MAX_PAGE_SIZE:
         raise invalid(f"page_size={page_size}: must be 0..{MAX_PAGE_SIZE}.")

@@ -1,4 +1,4 @@
-"""The control API from another process: the methods of :class:`~datasphere_emulator.emulator.Emulator` over HTTP."""
+"""Client of the control API: the methods of :class:`~datasphere_emulator.emulator.Emulator` from another process."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Mapping
 
     from google.protobuf.message import Message
     from yandex.cloud.datasphere.v2.jobs import jobs_pb2
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 
     from datasphere_emulator.script import Script
 
-#: How much longer than the emulator the client waits, seconds.
-_PATIENCE = 30.0
+#: Time that a request may take besides an intended wait, seconds.
+_REQUEST_TIMEOUT = 30.0
 
 _EXCEPTIONS: dict[str, type[Exception]] = {
     "NOT_FOUND": LookupError,
@@ -33,22 +34,46 @@ _EXCEPTIONS: dict[str, type[Exception]] = {
     "TypeError": TypeError,
     "AttributeError": AttributeError,
     "PermissionError": PermissionError,
+    "NoSecret": PermissionError,
     "INVALID_ARGUMENT": ValueError,
 }
 
 
+def connection_extra(
+    facts: Mapping[str, str], overrides: Mapping[str, Any], *, tls: bool, root_certificates: str | None
+) -> dict[str, Any]:
+    """Return the extras of an Airflow connection of type ``datasphere`` to an emulator.
+
+    :param facts: ``iam_token``, ``project_id``, ``endpoint`` and ``url`` of the emulator.
+    :param root_certificates: PEM file of its certificate authority, None for the system's.
+    :param overrides: further extras; None removes one.
+    """
+    extra: dict[str, Any] = {
+        "iam_token": facts["iam_token"],
+        "project_id": facts["project_id"],
+        "endpoint": facts["endpoint"],
+        "ui_endpoint": facts["url"],
+        "insecure": None if tls else True,
+        "root_certificates": root_certificates if tls else None,
+        **overrides,
+    }
+    return {name: value for name, value in extra.items() if value is not None}
+
+
 class ControlClient:
-    """Controls an emulator that runs in another process. Needs the standard library, and the stubs for jobs.
+    """Controls an emulator in another process. Needs only the standard library, and the stubs for jobs.
 
-    Errors of the emulator come as the exceptions that the same method of ``Emulator`` raises; those that stand for a
-    gRPC status as LookupError (NOT_FOUND), ValueError (INVALID_ARGUMENT) or RuntimeError, naming the status.
+    Methods raise the exceptions of the same method of ``Emulator``; a gRPC status is raised as LookupError (NOT_FOUND),
+    ValueError (INVALID_ARGUMENT) or RuntimeError, and named in the message.
 
-    :param url: base address of the emulator's web side.
-    :param root_certificates: PEM file of its certificate authority; None for plaintext, or to trust the system's.
+    :param url: base URL of the emulator's HTTP side.
+    :param root_certificates: PEM file of its certificate authority; None for plaintext or the system's authorities.
+    :param secret: secret of the control API: ``control_secret`` of the emulator or of its ready file.
     """
 
-    def __init__(self, url: str, root_certificates: str | os.PathLike[str] | None = None) -> None:
+    def __init__(self, url: str, root_certificates: str | os.PathLike[str] | None = None, secret: str = "") -> None:
         self.url = url.rstrip("/")
+        self._secret = secret
         self._tls = None
         if self.url.startswith("https:"):
             self._tls = ssl.create_default_context(cafile=root_certificates)
@@ -58,41 +83,50 @@ class ControlClient:
         self.settings = SettingsClient(self)
         self.iam = IamClient(self)
 
+    @classmethod
+    def from_ready_file(cls, path: str | os.PathLike[str]) -> ControlClient:
+        """Return a client of the emulator that wrote this file (``datasphere-emulator serve --ready-file``)."""
+        with open(path, encoding="utf-8") as file:
+            facts = json.load(file)
+        return cls(facts["url"], facts["root_certificates"], facts["control_secret"])
+
     def request(
         self,
         method: str,
         path: str,
         body: dict[str, Any] | None = None,
         query: dict[str, Any] | None = None,
-        patience: float = 0.0,
+        wait: float = 0.0,
     ) -> Any:
-        """Call the control API and return its answer.
+        """Send a request to the control API and return its response.
 
         :param path: below ``/_control/``.
-        :param patience: seconds that the emulator may take by design.
+        :param body: JSON object to send.
+        :param query: query parameters; None values are left out.
+        :param wait: seconds that the emulator may wait before it responds.
+        :raises LookupError, ValueError, TypeError, TimeoutError, PermissionError, RuntimeError: see the class.
         """
         address = f"{self.url}/_control/{path}"
         given = {name: value for name, value in (query or {}).items() if value is not None}
         if given:
             address += "?" + urllib.parse.urlencode(given)
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(
-            address, data=data, method=method, headers={"Content-Type": "application/json"}
-        )
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self._secret}"}
+        request = urllib.request.Request(address, data=data, method=method, headers=headers)
         try:
-            with urllib.request.urlopen(request, timeout=patience + _PATIENCE, context=self._tls) as response:
+            with urllib.request.urlopen(request, timeout=wait + _REQUEST_TIMEOUT, context=self._tls) as response:
                 return json.load(response)
         except urllib.error.HTTPError as error:
             text = error.read().decode("utf-8", "replace")
             try:
-                fault = json.loads(text)["error"]
+                details = json.loads(text)["error"]
             except (ValueError, KeyError, TypeError):
                 raise RuntimeError(f"{method} {address}: HTTP {error.code}: {text[:500]}") from None
-            kind = _EXCEPTIONS.get(fault["type"], RuntimeError)
-            raise kind(f"{fault['type']}: {fault['message']}") from None
+            kind = _EXCEPTIONS.get(details["type"], RuntimeError)
+            raise kind(f"{details['type']}: {details['message']}") from None
 
     def info(self) -> dict[str, str]:
-        """Where the emulator is: ``endpoint``, ``url``, ``project_id``, ``community_id``, ``service_account_id``."""
+        """Return ``endpoint``, ``url``, ``project_id``, ``community_id``, ``service_account_id`` and ``iam_token``."""
         answer: dict[str, str] = self.request("GET", "info")
         return answer
 
@@ -107,25 +141,18 @@ class ControlClient:
         return str(self.request("POST", "iam/tokens", {})["token"])
 
     def service_account_key(self) -> dict[str, str]:
-        """A new authorized key of the default service account."""
+        """Return a new authorized key of the default service account."""
         answer: dict[str, str] = self.request("POST", "iam/keys", {})
         return answer
 
     def connection_extra(self, **overrides: Any) -> dict[str, Any]:
-        """Extras of an Airflow connection of type ``datasphere`` to the emulator; None takes one away."""
-        info = self.info()
-        extra: dict[str, Any] = {
-            "iam_token": self.iam_token,
-            "project_id": info["project_id"],
-            "endpoint": info["endpoint"],
-            "ui_endpoint": info["url"],
-        }
-        if self._tls is None:
-            extra["insecure"] = True
-        elif self.root_certificates is not None:
-            extra["root_certificates"] = str(self.root_certificates)
-        extra.update(overrides)
-        return {name: value for name, value in extra.items() if value is not None}
+        """Return the extras of an Airflow connection of type ``datasphere`` to the emulator.
+
+        :param overrides: further extras; None removes one.
+        """
+        facts = {**self.info(), "iam_token": self.iam_token}
+        certificates = None if self.root_certificates is None else str(self.root_certificates)
+        return connection_extra(facts, overrides, tls=self._tls is not None, root_certificates=certificates)
 
     def add_project(self, name: str = "") -> str:
         """See ``Emulator.add_project``."""
@@ -143,15 +170,15 @@ class ControlClient:
         return str(self.request("POST", "scripted-jobs", body)["id"])
 
     def job(self, job_id: str) -> jobs_pb2.Job:
-        """The job as it is now."""
+        """See ``Emulator.job``."""
         return _job(self.request("GET", f"jobs/{job_id}"))
 
     def jobs(self, parent: str | None = None) -> list[jobs_pb2.Job]:
-        """All jobs, oldest first. :param parent: only forks of this job."""
+        """See ``Emulator.jobs``."""
         return [_job(values) for values in self.request("GET", "jobs", query={"parent": parent})["jobs"]]
 
     def operation(self, operation_id: str) -> operation_pb2.Operation:
-        """An operation as it is now, forgotten or not."""
+        """See ``Emulator.operation``."""
         from yandex.cloud.operation import operation_pb2
 
         operation = operation_pb2.Operation()
@@ -159,37 +186,37 @@ class ControlClient:
         return operation
 
     def executions(self, job_id: str) -> int:
-        """How often a job was really started."""
+        """See ``Emulator.executions``."""
         return int(self.request("GET", f"jobs/{job_id}/executions")["executions"])
 
     def operation_of(self, job_id: str) -> str:
-        """Id of the operation of a job's execution, "" if it has none."""
+        """See ``Emulator.operation_of``."""
         return str(self.request("GET", f"jobs/{job_id}/executions")["operation_id"])
 
     def log_text(self, job_id: str, limit: int = 200_000) -> list[tuple[str, float, bytes]]:
-        """The end of a job's log: source, time in seconds since the epoch, content. :param limit: bytes."""
+        """See ``Emulator.log_text``."""
         log = self.request("GET", f"jobs/{job_id}/log", query={"limit": limit})["log"]
         return [(piece["source"], piece["time"], base64.b64decode(piece["base64"])) for piece in log]
 
     def wait_job(self, job_id: str, status: str | None = "SUCCESS", timeout: float = 30.0) -> jobs_pb2.Job:
         """See ``Emulator.wait_job``."""
         body = {"status": status, "timeout": timeout}
-        return _job(self.request("POST", f"jobs/{job_id}/wait", body, patience=timeout))
+        return _job(self.request("POST", f"jobs/{job_id}/wait", body, wait=timeout))
 
     def cancel_job(self, job_id: str, *, graceful: bool = False, reason: str = "") -> None:
-        """Cancel a job as another person would."""
+        """See ``Emulator.cancel_job``."""
         self.request("POST", f"jobs/{job_id}/cancel", {"graceful": graceful, "reason": reason})
 
     def delete_job(self, job_id: str) -> None:
-        """Delete a job as another person would."""
+        """See ``Emulator.delete_job``."""
         self.request("DELETE", f"jobs/{job_id}")
 
     def clear_data(self, job_id: str) -> None:
-        """Clear a job's data as another person would."""
+        """See ``Emulator.clear_data``."""
         self.request("POST", f"jobs/{job_id}/clear-data", {})
 
     def forget_operation(self, operation_id: str) -> None:
-        """Let OperationService no longer know an operation; its job goes on."""
+        """See ``Emulator.forget_operation``."""
         self.request("DELETE", f"operations/{operation_id}")
 
 
@@ -200,16 +227,16 @@ class JournalClient:
         self._client = client
 
     def calls(self, method: str | None = None, **filters: Any) -> list[SimpleNamespace]:
-        """Calls that pass every filter, oldest first, with the attributes of ``journal.Call``."""
+        """Return the calls that match all filters, oldest first, with the attributes of ``journal.Call``."""
         answer = self._client.request("GET", "journal", query={"method": method, **filters})
         return [SimpleNamespace(**values) for values in answer["calls"]]
 
     def count(self, method: str | None = None, **filters: Any) -> int:
-        """Number of those calls."""
+        """Return the number of calls that match all filters."""
         return len(self.calls(method, **filters))
 
     def clear(self) -> None:
-        """Forget all calls."""
+        """Delete all calls from the journal."""
         self._client.request("DELETE", "journal")
 
 
@@ -219,9 +246,9 @@ class FaultsClient:
     def __init__(self, client: ControlClient) -> None:
         self._client = client
 
-    def inject(self, method: str, **fault: Any) -> str:
-        """See ``Faults.inject``; returns the fault's id."""
-        return str(self._client.request("POST", "faults", {"method": method, **fault})["id"])
+    def inject(self, method: str, **fields: Any) -> str:
+        """Inject a fault and return its id. :param fields: see ``Fault``; ``code`` by its name."""
+        return str(self._client.request("POST", "faults", {"method": method, **fields})["id"])
 
     def active(self) -> list[dict[str, Any]]:
         """See ``Faults.active``."""
@@ -229,27 +256,31 @@ class FaultsClient:
         return answer
 
     def remove(self, id: str) -> None:
-        """Take a fault away."""
+        """Remove a fault."""
         self._client.request("DELETE", f"faults/{id}")
 
     def clear(self) -> None:
-        """Take all faults away."""
+        """Remove all faults."""
         self._client.request("DELETE", "faults")
 
 
 class SettingsClient:
-    """The settings, read and written one by one as attributes, or several at once."""
+    """The settings: attributes, one request each, or several at once by :meth:`update`."""
 
     def __init__(self, client: ControlClient) -> None:
         object.__setattr__(self, "_client", client)
 
     def to_json(self) -> dict[str, Any]:
-        """All settings."""
+        """Return all settings."""
         answer: dict[str, Any] = self._client.request("GET", "settings")
         return answer
 
     def update(self, values: dict[str, Any]) -> None:
-        """Set several at once; nothing is changed if one of them is wrong."""
+        """Set several settings at once, or none if a value is invalid.
+
+        :raises AttributeError: there is no such setting.
+        :raises ValueError: a value is invalid.
+        """
         self._client.request("PATCH", "settings", dict(values))
 
     def __getattr__(self, name: str) -> Any:
@@ -269,47 +300,51 @@ class IamClient:
         self._client = client
 
     def issue_token(self, subject: str | None = None, lifetime: float | None = None) -> str:
-        """A new token. :param subject: the default service account if None. :param lifetime: seconds."""
+        """Issue an IAM token.
+
+        :param subject: account id; None for the default service account.
+        :param lifetime: seconds; None for 12 hours.
+        """
         body = {name: value for name, value in (("subject", subject), ("lifetime", lifetime)) if value is not None}
         return str(self._client.request("POST", "iam/tokens", body)["token"])
 
     def revoke(self, token: str | None = None, subject: str | None = None) -> int:
-        """Revoke one token, all of an account, or all; returns how many."""
+        """Revoke one token, all tokens of an account, or all; return how many."""
         return int(self._client.request("POST", "iam/revoke", {"token": token, "subject": subject})["revoked"])
 
     def add_service_account(self, name: str) -> str:
-        """Make a service account and return its id."""
+        """Create a service account and return its id."""
         return str(self._client.request("POST", "iam/service-accounts", {"name": name})["id"])
 
     def add_user(self, name: str) -> str:
-        """Make a user and return the id."""
+        """Create a user and return its id."""
         return str(self._client.request("POST", "iam/users", {"name": name})["id"])
 
     def set_role(self, subject: str, project_id: str, role: str | None) -> None:
-        """Give an account a role in a project; None takes it away."""
+        """Give an account a role in a project; None removes it."""
         self._client.request("PUT", "iam/roles", {"subject": subject, "project_id": project_id, "role": role})
 
     def create_key(self, service_account_id: str) -> dict[str, str]:
-        """Make an authorized key."""
+        """Create an authorized key of a service account."""
         answer: dict[str, str] = self._client.request("POST", "iam/keys", {"service_account_id": service_account_id})
         return answer
 
     def delete_key(self, key_id: str) -> None:
-        """Delete an authorized key."""
+        """Delete an authorized key; JWTs signed with it are rejected from then on."""
         self._client.request("DELETE", f"iam/keys/{key_id}")
 
     def add_oauth_token(self, user: str) -> str:
-        """A new OAuth token of a user."""
+        """Create an OAuth token of a user."""
         return str(self._client.request("POST", "iam/oauth-tokens", {"user": user})["token"])
 
     def allow_impersonation(self, caller: str, service_account_id: str) -> None:
-        """Let the caller make tokens of a service account."""
+        """Allow an account to create tokens of a service account."""
         body = {"caller": caller, "service_account_id": service_account_id}
         self._client.request("POST", "iam/impersonations", body)
 
 
 def _plain_fields(fields: dict[str, Any]) -> dict[str, Any]:
-    """Fields of a job draft as JSON values: bytes in base64, durations in seconds."""
+    """Convert the fields of a job draft to JSON values: bytes to base64, durations to seconds."""
     plain = dict(fields)
     for name in ("files", "local_modules"):
         if name in plain:

@@ -1,8 +1,8 @@
 """Runs one program for the emulator and outlives it.
 
-``python runner.py <folder>`` reads ``spec.json`` in that folder, detaches itself, starts the program in its own
+``python child_runner.py <folder>`` reads ``spec.json`` in that folder, detaches itself, starts the program in its own
 session with stdout and stderr going to files, and writes ``started.json`` and, at the end, ``exit.json``. The emulator
-may die and come back meanwhile; it knows the runner lives by a lock that it hands over as an open file.
+may be killed and restarted meanwhile; a file lock that the runner inherits shows that it is alive.
 
 Stands alone (standard library only, no import of the package), so that it starts in a few milliseconds.
 """
@@ -24,14 +24,14 @@ _POLL_SECONDS = 0.02
 
 
 def write_json(path: Path, values: object) -> None:
-    """Write a file that appears at once and whole."""
+    """Write a file atomically."""
     temporary = path.with_suffix(".new")
     temporary.write_text(json.dumps(values))
     temporary.replace(path)
 
 
 def _reap_orphans() -> None:
-    # Processes the program leaves behind become our children, so that their end can be seen where pid 1 reaps nobody.
+    # Orphans of the program become our children, so that their end is seen even where pid 1 reaps nobody.
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
@@ -53,7 +53,7 @@ def _owner_is_gone(owner: int | None) -> bool:
     return False
 
 
-def _group_lives(group: int) -> bool:
+def _group_is_alive(group: int) -> bool:
     with contextlib.suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
@@ -94,7 +94,7 @@ def run(folder: Path) -> None:
             time.sleep(_POLL_SECONDS)
     code = os.waitstatus_to_exitcode(status)
     # A program that shuts down gracefully may end after the shell that started it.
-    while (folder / "graceful").exists() and _group_lives(process.pid):
+    while (folder / "graceful").exists() and _group_is_alive(process.pid):
         time.sleep(_POLL_SECONDS)
     _kill_group(process.pid)
     write_json(

@@ -1,4 +1,4 @@
-"""ProjectJobService's rules: who may call what, and what it does to jobs and operations."""
+"""Rules of ProjectJobService: who may call what, and how calls change jobs and operations."""
 
 from __future__ import annotations
 
@@ -9,60 +9,69 @@ from yandex.cloud.datasphere.v2.jobs import jobs_pb2
 from yandex.cloud.datasphere.v2.jobs import project_job_service_pb2 as service_pb2
 
 from datasphere_emulator import parameters
-from datasphere_emulator.errors import Refused, invalid, not_found, precondition
+from datasphere_emulator.admission import Admission
+from datasphere_emulator.errors import StatusError, invalid, not_found, precondition
 from datasphere_emulator.iam import new_id
-from datasphere_emulator.listing import order_key, page, parse_filter
+from datasphere_emulator.list_query import order_key, page, parse_filter
 from datasphere_emulator.records import Cancel, JobStatus, set_time
-from datasphere_emulator.uploads import missing_uploads
 
 if TYPE_CHECKING:
     from google.protobuf.duration_pb2 import Duration
     from google.protobuf.message import Message
 
-    from datasphere_emulator.executions import Executions
     from datasphere_emulator.iam import Iam
     from datasphere_emulator.jobs import Jobs
     from datasphere_emulator.records import JobRecord, OperationRecord, Project
+    from datasphere_emulator.scheduler import Scheduler
     from datasphere_emulator.settings import Settings
 
-#: Stands for the service itself and for people in the web UI, who need no role here.
+#: Subject of the service itself and of people in the web UI; needs no role.
 ANYBODY = "anybody"
 
 
 class JobService:
-    """What the RPCs do. Every method takes the caller's account first and raises Refused.
+    """Implements the RPCs. The first argument of a method is the caller's account; all raise StatusError.
 
     :param projects: by id.
     """
 
     def __init__(
-        self, jobs: Jobs, executions: Executions, iam: Iam, settings: Settings, projects: dict[str, Project]
+        self, jobs: Jobs, scheduler: Scheduler, iam: Iam, settings: Settings, projects: dict[str, Project]
     ) -> None:
         self._jobs = jobs
-        self._executions = executions
+        self._scheduler = scheduler
         self._iam = iam
         self._settings = settings
         self._projects = projects
+        self._admission = Admission(settings)
 
-    # Who may
+    # Access
 
     def allow(self, subject: str | None, project_id: str, role: str) -> None:
-        """Refuse callers without this role in the project, and unknown projects."""
+        """Check that the caller has a role in a project: NOT_FOUND or PERMISSION_DENIED."""
         if project_id not in self._projects:
             raise not_found(f"Project {project_id!r} is not found.")
         if subject != ANYBODY and not self._iam.allows(subject, project_id, role):
-            raise Refused("PERMISSION_DENIED", f"{subject} needs the role {role} in project {project_id}.")
+            raise StatusError("PERMISSION_DENIED", f"{subject} needs the role {role} in project {project_id}.")
 
     def find(self, subject: str | None, job_id: str, role: str) -> JobRecord:
-        """A job the caller has this role for."""
+        """Return a job for which the caller has this role: NOT_FOUND or PERMISSION_DENIED."""
         if not job_id:
             raise invalid("job_id: is required.")
         record = self._jobs.find(job_id)
+        if subject != ANYBODY and not self._is_visible(record):
+            raise not_found(f"Job {job_id!r} is not found.")
         self.allow(subject, record.job.project_id, role)
         return record
 
+    def _is_visible(self, record: JobRecord) -> bool:
+        if self._settings.new_jobs_visible == "at_once":
+            return True
+        operations = self._jobs.operations
+        return operations.is_ready(operations.record(record.creation_id))
+
     def operation(self, subject: str | None, operation_id: str, role: str) -> OperationRecord:
-        """An operation the caller has this role for."""
+        """Return an operation for which the caller has this role: NOT_FOUND or PERMISSION_DENIED."""
         record = self._jobs.operations.get(operation_id)
         self.allow(subject, record.project_id, role)
         return record
@@ -70,13 +79,26 @@ class JobService:
     # New jobs
 
     def create(
-        self, subject: str | None, request: service_pb2.CreateProjectJobRequest, key: str | None, series_id: str = ""
+        self,
+        subject: str | None,
+        request: service_pb2.CreateProjectJobRequest,
+        key: str | None,
+        series_id: str = "",
+        *,
+        prepared: bool = False,
     ) -> OperationRecord:
-        """Create. :param key: idempotency key. :param series_id: scripts the job and its forks act."""
+        """Create a job.
+
+        :param key: idempotency key.
+        :param series_id: id of the scripts of the job and its forks, "" for a real program.
+        :param prepared: skip the settings about slow creation and instance types.
+        """
         self.allow(subject, request.project_id, "developer")
         if (known := self._jobs.operations.known("Create", subject, key)) is not None:
             return known
-        parameters.check(request.job_parameters, self._settings)
+        parameters.check(request.job_parameters)
+        if not prepared:
+            self._admission.check_instance_types("Create", subject, request.job_parameters)
         job = jobs_pb2.Job(
             name=request.name,
             desc=request.desc,
@@ -85,12 +107,13 @@ class JobService:
             job_parameters=request.job_parameters,
         )
         ttl = request.data_ttl if request.HasField("data_ttl") else None
-        return self._add(job, ttl, subject, "Create", key, series_id)
+        seconds = 0.0 if prepared else self._settings.clone_seconds
+        return self._add(job, ttl, subject, "Create", key, series_id, seconds)
 
     def clone(
         self, subject: str | None, request: service_pb2.CloneProjectJobRequest, key: str | None
     ) -> OperationRecord:
-        """Clone. :param key: idempotency key."""
+        """Clone a job. :param key: idempotency key."""
         if not request.source_job_id:
             raise invalid("source_job_id: is required.")
         source = self.find(subject, request.source_job_id, "developer")
@@ -103,11 +126,12 @@ class JobService:
             JobStatus.PREPARING,
         ):
             raise precondition(f"Job {source.id} is {JobStatus.Name(source.job.status)}: it can't be cloned yet.")
-        if missing := missing_uploads(source.job, self._jobs.storage):
+        if missing := self._jobs.missing_uploads(source.job):
             paths = ", ".join(file.desc.path for file in missing)
             raise precondition(f"Files of job {source.id} are not uploaded: {paths}. It can't be cloned.")
         changed = parameters.override(source.job.job_parameters, request.job_parameters_overrides, self._settings)
-        parameters.check(changed, self._settings)
+        parameters.check(changed)
+        self._admission.check_instance_types("Clone", subject, changed)
         job = jobs_pb2.Job(
             name=request.name or (source.job.name if self._settings.clone_empty_name == "source" else ""),
             desc=request.desc or (source.job.desc if self._settings.clone_empty_desc == "source" else ""),
@@ -117,7 +141,7 @@ class JobService:
             parent_job_id=source.id,
         )
         ttl = request.data_ttl if request.HasField("data_ttl") else None
-        return self._add(job, ttl, subject, "Clone", key, source.series_id)
+        return self._add(job, ttl, subject, "Clone", key, source.series_id, self._settings.clone_seconds)
 
     def _add(
         self,
@@ -127,6 +151,7 @@ class JobService:
         method: str,
         key: str | None,
         series_id: str,
+        seconds: float,
     ) -> OperationRecord:
         self._check_texts(job)
         now = time.time()
@@ -142,7 +167,7 @@ class JobService:
         metadata_kind = service_pb2.CreateProjectJobMetadata
         if method == "Clone":
             metadata_kind = service_pb2.CloneProjectJobMetadata
-        with self._jobs.store.transaction():
+        with self._jobs.database.transaction():
             operation = self._jobs.operations.create(
                 method.lower(),
                 f"{method} job",
@@ -150,10 +175,10 @@ class JobService:
                 project_id=job.project_id,
                 subject=subject,
                 job_id=job.id,
-                ready_after=self._settings.clone_seconds,
+                ready_after=seconds,
             )
-            self._jobs.operations.remember(method, subject, key, operation)
             self._jobs.add(job, operation, series_id)
+            self._jobs.operations.remember(method, subject, key, operation)
         return operation
 
     def _check_texts(self, job: jobs_pb2.Job) -> None:
@@ -165,18 +190,20 @@ class JobService:
             record.job.project_id == job.project_id and record.job.name == job.name for record in self._jobs
         )
         if job.name and taken:
-            raise Refused("ALREADY_EXISTS", f"name={job.name!r}: another job of the project has it.")
+            raise StatusError("ALREADY_EXISTS", f"name={job.name!r}: another job of the project has it.")
 
     # Execute and cancel
 
     def execute(self, subject: str | None, job_id: str, key: str | None) -> OperationRecord:
-        """Execute. :param key: idempotency key."""
+        """Execute a job. :param key: idempotency key."""
         record = self.find(subject, job_id, "developer")
         operations = self._jobs.operations
         if (known := operations.known("Execute", subject, key)) is not None:
             return known
         if record.active:
             return operations.record(record.operation_id)
+        if record.refused_at is not None and self._settings.refused_job == "error":
+            raise self._admission.quota_error()
         if self._jobs.has_ended(record):
             if record.operation_id and self._settings.execute_finished == "same_operation":
                 return operations.record(record.operation_id)
@@ -185,14 +212,16 @@ class JobService:
             raise precondition(f"Data of job {job_id} are cleared.")
         if not operations.is_ready(operations.record(record.creation_id)):
             raise precondition(f"Job {job_id} is still being created.")
-        if missing := missing_uploads(record.job, self._jobs.storage):
+        if missing := self._jobs.missing_uploads(record.job):
             raise precondition(f"Files of job {job_id} are not uploaded: {', '.join(f.desc.path for f in missing)}.")
-        limit = self._settings.max_running_jobs
-        running = self._jobs.running(record.job.project_id)
-        if limit is not None and running >= limit:
-            raise Refused(self._settings.quota_code, f"Quota of running jobs is exceeded: {running} of {limit} run.")
+        self._admission.check_instance_types("Execute", subject, record.job.job_parameters)
+        refusal = self._admission.check_quota(subject, self._jobs.running(record.job.project_id))
+        if refusal is not None:
+            record.refused_at = time.time()
+            self._jobs.save(record)
+            raise refusal
         record.job.actual_cloud_instance_type.name = record.job.job_parameters.cloud_instance_types[0].name
-        with self._jobs.store.transaction():
+        with self._jobs.database.transaction():
             operation = operations.create(
                 "execute",
                 "Execute job",
@@ -201,18 +230,18 @@ class JobService:
                 subject=subject,
                 job_id=job_id,
             )
-            operations.remember("Execute", subject, key, operation)
             self._jobs.begin(record, operation)
-        self._executions.start(record)
+            operations.remember("Execute", subject, key, operation)
+        self._scheduler.start(record)
         return operation
 
     def cancel(self, subject: str | None, job_id: str, reason: str = "", graceful: bool = False) -> None:
-        """Cancel. A second cancel without ``graceful`` ends the patience of a first one with it."""
+        """Cancel a job. A second cancel without ``graceful`` ends a graceful shutdown at once."""
         record = self.find(subject, job_id, "developer")
         if self._jobs.has_ended(record):
             if self._settings.cancel_finished == "ok":
                 return
-            raise precondition(f"Job {job_id} has ended already ({_status_name(record)}).")
+            raise precondition(f"Job {job_id} has already ended ({_status_name(record)}).")
         now = time.time()
         if not record.active:
             record.job.status = JobStatus.CANCELLED
@@ -226,23 +255,25 @@ class JobService:
         record.cancel = Cancel(reason, graceful, now)
         record.job.status = JobStatus.CANCELLING
         self._jobs.save(record)
-        self._executions.cancel(record)
+        self._scheduler.cancel(record)
 
-    # Looking
+    # Reads
 
     def list_jobs(
         self, subject: str | None, request: service_pb2.ListProjectJobRequest
     ) -> service_pb2.ListProjectJobResponse:
-        """List."""
+        """List jobs of a project."""
         self.allow(subject, request.project_id, self._settings.read_role)
         statuses = parse_filter(request.filter)
         order, seed = self._settings.list_order, self._settings.seed
-        self._jobs.expire(*self._jobs)
+        self._jobs.refresh(*self._jobs)
         records, token = page(
             (
                 record
                 for record in self._jobs
-                if record.job.project_id == request.project_id and (statuses is None or record.job.status in statuses)
+                if record.job.project_id == request.project_id
+                and (statuses is None or record.job.status in statuses)
+                and self._is_visible(record)
             ),
             lambda record: order_key(order, seed, record.sequence, record.id),
             request.page_size,
@@ -253,7 +284,7 @@ class JobService:
     def download_files(
         self, subject: str | None, job_id: str, files: list[jobs_pb2.File]
     ) -> list[jobs_pb2.StorageFile]:
-        """DownloadJobFiles."""
+        """Return presigned URLs of files of a job."""
         record = self.find(subject, job_id, self._settings.read_role)
         if not files:
             raise invalid("files: at least one is required.")
@@ -274,7 +305,7 @@ class JobService:
     # Data
 
     def set_data_ttl(self, subject: str | None, job_id: str, ttl: Duration | None) -> None:
-        """SetDataTtl. :param ttl: counted from now; None for ever."""
+        """Set when a job's data expire. :param ttl: from now; None: never."""
         record = self.find(subject, job_id, "developer")
         if record.job.data_cleared:
             raise precondition(f"Data of job {job_id} are cleared.")
@@ -284,9 +315,9 @@ class JobService:
         self._jobs.save(record)
 
     def delete(self, subject: str | None, job_id: str) -> OperationRecord:
-        """Delete."""
+        """Delete a job that is not running."""
         record = self.find(subject, job_id, "developer")
-        self._refuse_running(record)
+        self._check_not_running(record)
         metadata = service_pb2.DeleteProjectJobMetadata(job_id=job_id)
         operation = self._instant("delete", "Delete job", metadata, record.job.project_id, subject)
         self._jobs.remove(record)
@@ -294,9 +325,9 @@ class JobService:
         return operation
 
     def delete_data(self, subject: str | None, job_id: str) -> OperationRecord:
-        """DeleteData."""
+        """Clear the data of a job that is not running."""
         record = self.find(subject, job_id, "developer")
-        self._refuse_running(record)
+        self._check_not_running(record)
         metadata = service_pb2.DeleteProjectJobDataMetadata(job_id=job_id)
         operation = self._instant("delete_data", "Delete job data", metadata, record.job.project_id, subject)
         self._jobs.clear_data(record)
@@ -304,7 +335,7 @@ class JobService:
         return operation
 
     def delete_all_data(self, subject: str | None, project_id: str) -> OperationRecord:
-        """DeleteAllData: of all jobs of the project that don't run."""
+        """Clear the data of all jobs of a project that are not running."""
         self.allow(subject, project_id, "developer")
         metadata = service_pb2.DeleteAllProjectJobDataMetadata(project_id=project_id)
         operation = self._instant("delete_all_data", "Delete data of all jobs", metadata, project_id, subject)
@@ -318,7 +349,7 @@ class JobService:
     ) -> OperationRecord:
         return self._jobs.operations.create(kind, description, metadata, project_id=project_id, subject=subject)
 
-    def _refuse_running(self, record: JobRecord) -> None:
+    def _check_not_running(self, record: JobRecord) -> None:
         if record.active:
             raise precondition(f"Job {record.id} is running ({_status_name(record)}); cancel it first.")
 

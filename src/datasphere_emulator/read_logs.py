@@ -1,4 +1,4 @@
-"""ReadLogs: a job's log from an offset on, until everything is delivered."""
+"""ReadLogs: streams a job's log from an offset until everything is delivered."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from datasphere_emulator.jobs import Jobs
     from datasphere_emulator.records import JobRecord
 
-#: About as much as one answer holds, bytes; larger pieces are cut.
-MAX_ANSWER = 64 * 1024
+#: Approximate limit of one response, bytes; larger pieces are split.
+MAX_RESPONSE = 64 * 1024
 FROM_NOW = -1
 
 _STREAMS = {logs.STDOUT: service_pb2.StandardStream.OUT, logs.STDERR: service_pb2.StandardStream.ERR}
@@ -29,20 +29,24 @@ _STREAMS = {logs.STDOUT: service_pb2.StandardStream.OUT, logs.STDERR: service_pb
 async def read_logs(
     jobs: Jobs, record: JobRecord, offset: int
 ) -> AsyncIterator[service_pb2.ReadProjectJobLogsResponse]:
-    """The answers of one ReadLogs.
+    """Yield the responses of one ReadLogs.
 
-    :param offset: 0 from the start, -1 from now, else an offset of an earlier answer; one behind the log's end means
-        its end.
+    :param offset: 0: from the start (or from now, see the setting ``read_logs_of_running_job``); -1: from now; else an
+        offset of an earlier response. An offset beyond the log's end means its end.
     """
     if offset < FROM_NOW:
-        raise invalid(f"offset={offset}: must be -1, 0, or an offset of an earlier answer.")
+        raise invalid(f"offset={offset}: must be -1, 0, or an offset of an earlier response.")
     log = jobs.log(record.id)
-    position = log.end if offset == FROM_NOW else offset
+    mode = jobs.settings.read_logs_of_running_job
+    from_now = offset == FROM_NOW or (offset == 0 and mode == "live" and not jobs.has_ended(record))
+    position = log.end if from_now else offset
     lifetime = jobs.settings.log_stream_seconds
     end = None if lifetime is None else time.monotonic() + lifetime
     while end is None or time.monotonic() < end:
         changed = log.changed
-        response, position, wait = _next_answer(jobs, log, position)
+        response, wait = None, None
+        if mode != "at_end" or jobs.has_ended(record):
+            response, position, wait = _next_response(jobs, log, position)
         if response is not None:
             yield response
         elif wait is not None:
@@ -59,18 +63,18 @@ async def read_logs(
 
 
 def _least(seconds: float | None, end: float | None) -> float | None:
-    """The shorter of a wait and the rest of the stream's time; None for ever."""
+    """Return the shorter of a wait and the rest of the stream's lifetime; None means no limit."""
     if end is None:
         return seconds
     rest = max(0.0, end - time.monotonic())
     return rest if seconds is None else min(seconds, rest)
 
 
-def _next_answer(
+def _next_response(
     jobs: Jobs, log: logs.JobLog, position: int
 ) -> tuple[service_pb2.ReadProjectJobLogsResponse | None, int, float | None]:
-    """The next answer and the offset behind it, or the seconds until there is one, None for not known."""
-    limit = jobs.settings.log_chunk_bytes or MAX_ANSWER
+    """Return the next response and the offset after it; without one, the seconds to wait, None if unknown."""
+    limit = jobs.settings.log_chunk_bytes or MAX_RESPONSE
     now = time.time()
     messages: list[service_pb2.LogMessage] = []
     size = 0

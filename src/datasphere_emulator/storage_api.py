@@ -1,17 +1,19 @@
-"""PUT, GET and HEAD of stored files, as an S3 storage does them, with faults on the way."""
+"""PUT, GET and HEAD of stored files, as in S3, with fault injection."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import hashlib
+import logging
 import math
 from typing import TYPE_CHECKING, BinaryIO
 from urllib.parse import quote
 
 from aiohttp import ClientPayloadError, web
 
-from datasphere_emulator.http_calls import ConnectionCut, HttpRefusal, apply_faults, fault_refusal, journalled
+from datasphere_emulator.errors import internal_error
+from datasphere_emulator.http_calls import ConnectionCut, HttpError, apply_faults, fault_error, journalled
 from datasphere_emulator.storage import CHUNK
 
 if TYPE_CHECKING:
@@ -23,25 +25,27 @@ if TYPE_CHECKING:
 
     Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
+logger = logging.getLogger(__name__)
+
 _READ_BYTES = 256 * 1024
 _ROUTE = "/storage/{project:[A-Za-z0-9_-]+}/{sha256:[0-9a-f]{64}}"
 
 
-class Body:
-    """What a fault does to the bytes of one body on their way.
+class FaultyBody:
+    """Applies a fault to the bytes of a request or response body.
 
-    :param fault: the fault, or None.
-    :param size: bytes in the whole body.
+    :param fault: fault to apply, None for none.
+    :param size: size of the whole body, bytes.
     """
 
     def __init__(self, fault: Fault | None, size: int) -> None:
-        def place(share: float | None) -> int | None:
+        def position(share: float | None) -> int | None:
             return None if share is None else int(share * size)
 
         self.size = size
-        truncate_at = place(fault.truncate_at) if fault else None
-        self._corrupt_at = place(fault.corrupt_at) if fault else None
-        self._cut_at = place(fault.cut_at) if fault else None
+        truncate_at = position(fault.truncate_at) if fault else None
+        self._corrupt_at = position(fault.corrupt_at) if fault else None
+        self._cut_at = position(fault.cut_at) if fault else None
         self._speed = fault.bytes_per_second if fault else None
         if truncate_at is not None:
             self.size = truncate_at
@@ -51,11 +55,11 @@ class Body:
 
     @property
     def chunk(self) -> int:
-        """Bytes to handle at a time: a tenth of a second's share where the speed is limited."""
+        """Bytes to transfer at a time: those of a tenth of a second if the speed is limited."""
         return CHUNK if self._speed is None else max(1, min(CHUNK, math.ceil(self._speed / 10)))
 
     async def alter(self, chunk: bytes) -> bytes:
-        """The next chunk as it goes on; raises :class:`ConnectionCut` where nothing more does."""
+        """Return the next chunk with the fault applied, after the delay of a limited speed."""
         start, end = self._done, self._done + len(chunk)
         self._done = end
         if self._corrupt_at is not None and start <= self._corrupt_at < end:
@@ -69,14 +73,17 @@ class Body:
 
     @property
     def cut(self) -> bool:
-        """Whether the connection closes now."""
+        """Whether the fault closes the connection now."""
         return self._cut_at is not None and self._done >= self._cut_at
 
 
 def _range(request: web.Request, size: int, etag: str) -> slice | None:
-    """The byte range asked for, None for the whole file; 416 where there is no such range."""
+    """Return the requested byte range, None for the whole file.
+
+    :raises HttpError: 416, the range is not satisfiable.
+    """
     if request.headers.get("If-Range", etag) != etag:
-        return None  # the file has changed since: the client wants all of it
+        return None  # the file has changed: the client wants all of it
     try:
         asked = request.http_range
     except ValueError:
@@ -88,37 +95,41 @@ def _range(request: web.Request, size: int, etag: str) -> slice | None:
     stop = size if asked.stop is None else min(asked.stop, size)
     if start >= stop:
         message = "The requested range is not satisfiable"
-        raise HttpRefusal(416, "InvalidRange", message, {"Content-Range": f"bytes */{size}"})
+        raise HttpError(416, "InvalidRange", message, {"Content-Range": f"bytes */{size}"})
     return slice(start, stop)
 
 
 def _guarded(handle: Handler) -> Handler:
-    """Turn refusals into error documents and cuts into closed connections."""
+    """Turn HttpError into error documents and ConnectionCut into closed connections."""
 
     async def guarded(request: web.Request) -> web.StreamResponse:
         try:
             return await handle(request)
-        except HttpRefusal as refusal:
-            return refusal.response(request.path)
+        except HttpError as error:
+            return error.response(request.path)
         except ConnectionCut:
             if request.transport is not None:
-                # Not abort(): what was sent before the cut has to arrive.
+                # Not abort(): bytes sent before the cut must arrive.
                 request.transport.close()
             return web.Response()
         except ConnectionError:
-            return web.Response()  # the client is gone, nobody reads this
+            return web.Response()  # the client has disconnected
+        except OSError as error:
+            message = internal_error(error).message
+            logger.error("%s %s: %s", request.method, request.path, message)
+            return HttpError(507, "InsufficientStorage", message).response(request.path)
 
     return guarded
 
 
 class StorageHandlers:
-    """The HTTP side of a :class:`Storage`."""
+    """HTTP handlers of a :class:`Storage`."""
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
 
     def add_routes(self, app: web.Application) -> None:
-        """Add PUT, GET and HEAD."""
+        """Add all routes to the application."""
         app.router.add_put(_ROUTE, _guarded(self._put))
         app.router.add_get(_ROUTE, _guarded(self._get), allow_head=True)
 
@@ -128,27 +139,27 @@ class StorageHandlers:
         fields = {"project_id": project, "sha256": sha256, "size": request.content_length}
         async with journalled(storage.journal, "storage.put", request, fields) as call:
             fault = await apply_faults(storage.faults, call, request)
-            refusal = fault_refusal(fault)
-            if refusal is not None and not (fault and fault.lost_answer):
-                raise refusal
+            injected = fault_error(fault)
+            if injected is not None and not (fault and fault.lost_answer):
+                raise injected
             storage.check_url("PUT", request.path, request.query)
             if request.content_length is None or "chunked" in request.headers.get("Transfer-Encoding", "").lower():
-                raise HttpRefusal(411, "MissingContentLength", "You must provide the Content-Length HTTP header.")
+                raise HttpError(411, "MissingContentLength", "You must provide the Content-Length HTTP header.")
             if request.content_length != int(request.query["size"]):
                 message = f"{request.query['size']} bytes expected, Content-Length is {request.content_length}."
-                raise HttpRefusal(400, "BadDigest", message)
+                raise HttpError(400, "BadDigest", message)
             with storage.incoming() as (file, path):
-                received = await self._receive(request, file, Body(fault, request.content_length))
+                received = await self._receive(request, file, FaultyBody(fault, request.content_length))
                 if received != sha256:
-                    raise HttpRefusal(400, "BadDigest", "The sha256 you specified did not match what we received.")
+                    raise HttpError(400, "BadDigest", "The sha256 you specified did not match what we received.")
                 storage.adopt(project, sha256, file, path)
             call.effect = True
-            if refusal is not None:
-                raise refusal
+            if injected is not None:
+                raise injected
             return web.Response(headers={"ETag": f'"{sha256}"'})
 
-    async def _receive(self, request: web.Request, file: BinaryIO, body: Body) -> str:
-        """Stream the request's body into the file; returns the sha256 of what was written."""
+    async def _receive(self, request: web.Request, file: BinaryIO, body: FaultyBody) -> str:
+        """Stream the request's body into a file; return the sha256 (hex) of the written bytes."""
         digest = hashlib.sha256()
 
         def keep(chunk: bytes) -> None:
@@ -157,7 +168,7 @@ class StorageHandlers:
 
         try:
             async for chunk in request.content.iter_chunked(body.chunk):
-                # In a thread: hashing and writing a megabyte would hold up every other call.
+                # In a thread: hashing and writing a megabyte would delay all other calls.
                 await asyncio.to_thread(keep, await body.alter(chunk))
                 if body.cut:
                     raise ConnectionCut
@@ -179,18 +190,18 @@ class StorageHandlers:
         }
         async with journalled(storage.journal, "storage.get", request, fields) as call:
             fault = await apply_faults(storage.faults, call, request)
-            if (refusal := fault_refusal(fault)) is not None:
-                raise refusal
+            if (injected := fault_error(fault)) is not None:
+                raise injected
             storage.check_url(request.method, request.path, request.query)
             try:
                 path = await asyncio.to_thread(storage.path, project, sha256)
             except FileNotFoundError:
-                raise HttpRefusal(404, "NoSuchKey", "The specified key does not exist.") from None
+                raise HttpError(404, "NoSuchKey", "The specified key does not exist.") from None
             size = path.stat().st_size
             etag = f'"{sha256}"'
             asked = _range(request, size, etag)
             start, stop = (0, size) if asked is None else (asked.start, asked.stop)
-            body = Body(fault, stop - start)
+            body = FaultyBody(fault, stop - start)
             response = web.StreamResponse(
                 status=200 if asked is None else 206,
                 headers={"ETag": etag, "Accept-Ranges": "bytes", "Content-Type": "application/octet-stream"},
@@ -208,12 +219,12 @@ class StorageHandlers:
                 await response.write_eof()
             return response
 
-    async def _send(self, response: web.StreamResponse, path: Path, start: int, body: Body) -> None:
+    async def _send(self, response: web.StreamResponse, path: Path, start: int, body: FaultyBody) -> None:
         with path.open("rb") as file:
             file.seek(start)
             left = body.size
             while left > 0 and not body.cut:
-                # Not in a thread: a piece of this size is read sooner than another thread has begun.
+                # Not in a thread: reading a chunk of this size is faster than starting a thread.
                 chunk = file.read(min(body.chunk, _READ_BYTES, left))
                 left -= len(chunk)
                 await response.write(await body.alter(chunk))

@@ -1,4 +1,4 @@
-"""Create requests in short form: what tests and demos write instead of protos."""
+"""Create requests in short form, for tests and demos."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import signal
 import zipfile
 from datetime import timedelta
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from yandex.cloud.datasphere.v2.jobs import jobs_pb2
 from yandex.cloud.datasphere.v2.jobs import project_job_service_pb2 as service_pb2
@@ -19,6 +19,8 @@ from datasphere_emulator.parameters import DEFAULT_INSTANCE_TYPE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+
+_Kind = TypeVar("_Kind")
 
 #: ``data_ttl`` that leaves the field out of the request.
 UNSET = "unset"
@@ -29,19 +31,18 @@ class JobDraft:
     """A new job in short form.
 
     :param cmd: the command, with ``${NAME}`` for variables and arguments.
-    :param files: relative path -> content, of everything the job needs. Files that no input names become inputs of
-        their own.
-    :param inputs: paths, or pairs of path and var. A path may be a directory of ``files``; it is zipped then.
+    :param files: relative path -> content of all files of the job. Files that no input names become separate inputs.
+    :param inputs: paths, or pairs of path and var. A path may be a directory of ``files``; it is zipped.
     :param outputs: paths, or pairs of path and var.
     :param args: argument name -> value.
-    :param data_ttl: seconds or timedelta; None for ever; ``"unset"`` leaves it to the service.
-    :param graceful_shutdown: signal (name or number) and timeout in seconds (None for no end).
+    :param data_ttl: seconds or timedelta; None: data never expire; ``"unset"``: the service's default.
+    :param graceful_shutdown: signal (name or number) and timeout in seconds (None for no timeout).
     :param cloud_instance_types: names, best first.
-    :param local_modules: relative path -> content, zipped one by one like the SDK does.
+    :param local_modules: relative path -> content, each zipped separately, as the SDK does.
     :param docker: image resource id, or fields of ``DockerImageSpec``.
-    :param working_storage_gb: size of the extended working storage.
+    :param working_storage_gb: size of the extended working storage, GB; None for none.
     :param output_datasets: fields of ``OutputDatasetDesc`` each.
-    :param config: text of the config.yaml the job is said to come from.
+    :param config: text of the job's config.yaml.
     :param project_id: "" for the emulator's default project.
     """
 
@@ -69,44 +70,14 @@ class JobDraft:
     project_id: str = ""
 
     def request(self) -> tuple[service_pb2.CreateProjectJobRequest, list[bytes]]:
-        """The request, and the contents that its ``upload_files`` ask for."""
+        """Return the Create request and the contents of the files to upload.
+
+        :raises ValueError: a value is invalid.
+        """
         contents: list[bytes] = []
-        parameters = jobs_pb2.JobParameters(
-            cmd=self.cmd,
-            input_files=self._input_files(contents),
-            output_files=[_desc(item) for item in self.outputs],
-            arguments=[jobs_pb2.Argument(name=name, value=value) for name, value in self.args.items()],
-            cloud_instance_types=[jobs_pb2.CloudInstanceType(name=name) for name in self.cloud_instance_types],
-            s3_mount_ids=self.s3_mount_ids,
-            dataset_ids=self.dataset_ids,
-            output_datasets=[jobs_pb2.OutputDatasetDesc(**fields) for fields in self.output_datasets],
-            attach_project_disk=self.attach_project_disk,
-            env=jobs_pb2.Environment(vars=self.env_vars),
-        )
-        if self.local_modules or self.python_version or self.requirements:
-            parameters.env.python_env.CopyFrom(
-                jobs_pb2.PythonEnv(
-                    local_modules=self._local_modules(contents),
-                    python_version=self.python_version,
-                    requirements=self.requirements,
-                )
-            )
-        if isinstance(self.docker, str):
-            parameters.env.docker_image_resource_id = self.docker
-        elif self.docker is not None:
-            parameters.env.docker_image_spec.CopyFrom(jobs_pb2.DockerImageSpec(**self.docker))
-        if self.working_storage_gb is not None:
-            parameters.extended_working_storage.size_gb = self.working_storage_gb
-            parameters.extended_working_storage.type = jobs_pb2.ExtendedWorkingStorage.StorageType.SSD
-        if self.graceful_shutdown is not None:
-            number, timeout = self.graceful_shutdown
-            shutdown = parameters.graceful_shutdown_parameters
-            shutdown.signal = signal.Signals[number] if isinstance(number, str) else number
-            if timeout is not None:
-                shutdown.timeout.FromNanoseconds(round(timeout * 1e9))
         request = service_pb2.CreateProjectJobRequest(
             project_id=self.project_id,
-            job_parameters=parameters,
+            job_parameters=self._parameters(contents),
             config=self.config or f"cmd: {self.cmd}\n",
             name=self.name,
             desc=self.desc,
@@ -118,6 +89,45 @@ class JobDraft:
         elif self.data_ttl not in (None, UNSET):
             raise ValueError(f"data_ttl={self.data_ttl!r}: must be seconds, a timedelta, None or {UNSET!r}.")
         return request, contents
+
+    def _parameters(self, contents: list[bytes]) -> jobs_pb2.JobParameters:
+        parameters = jobs_pb2.JobParameters(
+            cmd=self.cmd,
+            input_files=self._input_files(contents),
+            output_files=[_desc(item) for item in self.outputs],
+            arguments=[jobs_pb2.Argument(name=name, value=value) for name, value in self.args.items()],
+            cloud_instance_types=[jobs_pb2.CloudInstanceType(name=name) for name in self.cloud_instance_types],
+            s3_mount_ids=self.s3_mount_ids,
+            dataset_ids=self.dataset_ids,
+            output_datasets=[
+                _message(f"output_datasets[{number}]", jobs_pb2.OutputDatasetDesc, fields)
+                for number, fields in enumerate(self.output_datasets)
+            ],
+            attach_project_disk=self.attach_project_disk,
+            env=self._environment(contents),
+        )
+        if self.working_storage_gb is not None:
+            parameters.extended_working_storage.size_gb = self.working_storage_gb
+            parameters.extended_working_storage.type = jobs_pb2.ExtendedWorkingStorage.StorageType.SSD
+        if self.graceful_shutdown is not None:
+            number, timeout = self.graceful_shutdown
+            shutdown = parameters.graceful_shutdown_parameters
+            shutdown.signal = signal.Signals[number] if isinstance(number, str) else number
+            if timeout is not None:
+                shutdown.timeout.FromNanoseconds(round(timeout * 1e9))
+        return parameters
+
+    def _environment(self, contents: list[bytes]) -> jobs_pb2.Environment:
+        environment = jobs_pb2.Environment(vars=self.env_vars)
+        if self.local_modules or self.python_version or self.requirements:
+            environment.python_env.local_modules.extend(self._local_modules(contents))
+            environment.python_env.python_version = self.python_version
+            environment.python_env.requirements.extend(self.requirements)
+        if isinstance(self.docker, str):
+            environment.docker_image_resource_id = self.docker
+        elif self.docker is not None:
+            environment.docker_image_spec.CopyFrom(_message("docker", jobs_pb2.DockerImageSpec, self.docker))
+        return environment
 
     def _input_files(self, contents: list[bytes]) -> list[jobs_pb2.File]:
         files = {path: _bytes(content) for path, content in self.files.items()}
@@ -131,7 +141,7 @@ class JobDraft:
                 continue
             inside = {path: content for path, content in files.items() if PurePosixPath(desc.path) in _parents(path)}
             if not inside:
-                raise ValueError(f"inputs: files has no {desc.path!r}, nor anything below it.")
+                raise ValueError(f"inputs: {desc.path!r} is neither a file nor a directory in files.")
             for path in inside:
                 left.pop(path, None)
             parent = PurePosixPath(desc.path).parent
@@ -150,6 +160,13 @@ class JobDraft:
             )
             for number, (path, content) in enumerate(self.local_modules.items())
         ]
+
+
+def _message(name: str, kind: type[_Kind], fields: Mapping[str, Any]) -> _Kind:
+    try:
+        return kind(**fields)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name}={fields!r}: {error}") from None
 
 
 def _parents(path: str) -> Iterable[PurePosixPath]:
@@ -186,5 +203,7 @@ def _zip(entries: Mapping[str, bytes]) -> bytes:
     target = io.BytesIO()
     with zipfile.ZipFile(target, "w") as archive:
         for name, content in entries.items():
-            archive.writestr(zipfile.ZipInfo(name), content)  # without the time: equal files, equal archive
+            archive.writestr(
+                zipfile.ZipInfo(name), content
+            )  # without the time, so that equal files give equal archives
     return target.getvalue()

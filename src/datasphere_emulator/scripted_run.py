@@ -1,4 +1,4 @@
-"""Jobs that act a script: timers and prepared lines instead of a program. Thousands fit on one event loop."""
+"""Scripted jobs: timers and prepared log lines instead of a program. One event loop runs thousands."""
 
 from __future__ import annotations
 
@@ -10,29 +10,30 @@ from typing import TYPE_CHECKING, cast
 from yandex.cloud.datasphere.v2.jobs import jobs_pb2
 
 from datasphere_emulator import logs
-from datasphere_emulator.execution import Ending
+from datasphere_emulator.outputs import PROCESSING_ERROR, is_pattern, missing_output, upload_error
 from datasphere_emulator.records import JobStatus, set_time
+from datasphere_emulator.run_context import RunResult
 from datasphere_emulator.script import LogLine, Progress, ScriptedOutput
 from datasphere_emulator.settings import CODES
 
 if TYPE_CHECKING:
-    from datasphere_emulator.execution import Execution
+    from datasphere_emulator.run_context import RunContext
 
 #: Files larger than this are hashed in a thread.
 _LARGE = 1 << 20
 
 
 class ScriptedRun:
-    """Acts the script in the execution's record."""
+    """Runs the script of a job's record."""
 
-    def __init__(self, execution: Execution) -> None:
-        assert execution.record.script is not None
-        self._execution = execution
-        self._record = execution.record
-        self._script = execution.record.script
+    def __init__(self, context: RunContext) -> None:
+        assert context.record.script is not None
+        self._context = context
+        self._record = context.record
+        self._script = context.record.script
 
     def _events(self) -> list[tuple[float, LogLine | Progress | int | None]]:
-        """All that happens in EXECUTING, in order; None is the burst, a number a raw status."""
+        """Return all events in EXECUTING, in order; None is the burst, a number a raw status."""
         script = self._script
         events: list[tuple[float, LogLine | Progress | int | None]] = [(item.at, item) for item in script.log]
         events += [(item.at, item) for item in script.progress]
@@ -41,61 +42,68 @@ class ScriptedRun:
             events.append((script.burst_at, None))
         return sorted(events, key=lambda event: event[0])
 
-    async def run(self) -> Ending:
-        """Act it; times count from Execute, so that after a restart the script is where it would have been."""
-        execution, script, record = self._execution, self._script, self._record
+    async def run(self) -> RunResult:
+        """Run the script. Times count from Execute, so that a restart doesn't delay it."""
+        context, script, record = self._context, self._script, self._record
         begin = record.execute_time
         begin += script.preparing_seconds
-        if await execution.sleep(begin - time.time()):
+        if await context.sleep(begin - time.time()):
             return self._cancelled()
         if script.error is not None and script.error_in == "PREPARING":
             return await self._fail(begin)
         if not record.job.HasField("started_at"):
-            execution.set_status(JobStatus.EXECUTING, at=begin)
+            context.set_status(JobStatus.EXECUTING, at=begin)
         events = self._events()
         while record.script_position < len(events):
             at, event = events[record.script_position]
-            if await execution.sleep(begin + at - time.time()):
-                return await self._end_gracefully(begin)
-            self._act(begin + at, event)
+            if await context.sleep(begin + at - time.time()):
+                return await self._end_gracefully()
+            self._apply(begin + at, event)
         over = None if script.never_ends else begin + script.least_executing_seconds
-        if await execution.sleep(None if over is None else over - time.time()):
-            return await self._end_gracefully(begin)
+        if await context.sleep(None if over is None else over - time.time()):
+            return await self._end_gracefully()
         assert over is not None
         if script.error is not None:
             return await self._fail(over)
-        execution.set_status(JobStatus.UPLOADING_OUTPUT)
-        ending = await self._ending()
-        ending.time = over + script.uploading_seconds
-        if await execution.sleep(ending.time - time.time()):
-            return self._cancelled()
-        return ending
+        context.set_status(JobStatus.UPLOADING_OUTPUT)
+        result = await self._result() if context.wants_outputs(script.return_code) else self._without_outputs()
+        result.time = over + script.uploading_seconds
+        if await context.sleep(result.time - time.time()):
+            return await self._cancelled_while_computing()
+        return result
 
     async def clean(self) -> None:
-        """Nothing is left of an act."""
+        """Do nothing: a script leaves no temporary files."""
 
-    def _act(self, at: float, event: LogLine | Progress | int | None) -> None:
-        execution, record, script = self._execution, self._record, self._script
-        with execution.jobs.store.transaction():
+    def _apply(self, at: float, event: LogLine | Progress | int | None) -> None:
+        context, record, script = self._context, self._record, self._script
+        with context.jobs.database.transaction():
             if isinstance(event, LogLine):
-                execution.log.write(at, event.stream, event.text)
+                context.log.write(at, event.stream, event.text)
             elif isinstance(event, Progress):
                 message = jobs_pb2.JobProgress(progress=event.progress, message=event.message)
                 set_time(message.create_time, at)
                 record.progress = message
-                execution.log.write(at, logs.PROGRESS, _progress_line(message))
+                context.log.write(at, logs.PROGRESS, _progress_line(message))
             elif event is None:
-                execution.log.append(logs.Piece(at, script.burst_stream, script.burst_bytes, burst=True))
+                context.log.append(logs.Piece(at, script.burst_stream, script.burst_bytes, burst=True))
             elif record.cancel is None:
-                record.job.status = cast("JobStatus.ValueType", event)  # any number, on purpose
+                record.job.status = cast("JobStatus.ValueType", event)  # may be any number
             record.script_position += 1
-            execution.save()
+            context.save()
 
-    def _cancelled(self) -> Ending:
-        return Ending(log_files=self._log_files())
+    def _cancelled(self) -> RunResult:
+        return RunResult(log_files=self._log_files())
 
-    async def _end_gracefully(self, begin: float) -> Ending:
-        """A cancel came while it executed; ends when the program would, or when the service kills it."""
+    async def _cancelled_while_computing(self) -> RunResult:
+        """Return the result of a cancel in EXECUTING or later: only outputs that the script names exist."""
+        if not self._context.wants_outputs():
+            return self._cancelled()
+        files, errors = await self._outputs(complete=False)
+        return RunResult(output_files=files, file_errors=errors, log_files=self._log_files())
+
+    async def _end_gracefully(self) -> RunResult:
+        """End after a cancel in EXECUTING: when the program would end, or when the service kills it."""
         record, script = self._record, self._script
         parameters = record.job.job_parameters
         while record.cancel is not None and record.cancel.graceful:
@@ -110,46 +118,59 @@ class ScriptedRun:
             rest = record.cancel.requested_at + min(limits) - time.time() if limits else None
             if rest is not None and rest <= 0:
                 break
-            # A second cancel without grace may come meanwhile.
+            # Meanwhile a second cancel may end the graceful shutdown.
             await asyncio.sleep(0.05 if rest is None else min(rest, 0.05))
-        return self._cancelled()
+        return await self._cancelled_while_computing()
 
-    async def _fail(self, at: float) -> Ending:
-        """The operation ends with the script's error."""
+    async def _fail(self, at: float) -> RunResult:
+        """End the operation with the script's error."""
         script, record = self._script, self._record
         assert script.error is not None
         code, message = script.error
         error = (CODES[code] if isinstance(code, str) else code, message)
         if script.error_ahead_seconds > 0:
-            self._execution.jobs.operations.show_error(record.operation_id, *error)
+            self._context.jobs.operations.show_error(record.operation_id, *error)
             at += script.error_ahead_seconds
-            if await self._execution.sleep(at - time.time()):
+            if await self._context.sleep(at - time.time()):
                 return self._cancelled()
         final = cast("JobStatus.ValueType | None", script.final_status)
-        return Ending(
+        return RunResult(
             error=error, status=final, status_details=script.status_details, log_files=self._log_files(), time=at
         )
 
-    async def _ending(self) -> Ending:
-        script, parameters = self._script, self._record.job.job_parameters
+    def _without_outputs(self) -> RunResult:
+        script = self._script
         final = cast("JobStatus.ValueType | None", script.final_status)
-        ending = Ending(script.return_code, status=final, status_details=script.status_details)
-        for desc in parameters.output_files:
+        return RunResult(
+            script.return_code, status=final, status_details=script.status_details, log_files=self._log_files()
+        )
+
+    async def _result(self) -> RunResult:
+        result = self._without_outputs()
+        result.output_files, result.file_errors = await self._outputs(complete=True)
+        for dataset in self._record.job.job_parameters.output_datasets:
+            result.output_datasets.append(self._context.jobs.new_dataset(dataset, self._record.job.project_id))
+        return result
+
+    async def _outputs(self, *, complete: bool) -> tuple[list[jobs_pb2.File], list[jobs_pb2.FileUploadError]]:
+        """Store the outputs. :param complete: also outputs that the script doesn't name."""
+        script = self._script
+        files, errors = [], []
+        for desc in self._record.job.job_parameters.output_files:
             names = {desc.path, desc.var}
-            if names & set(script.missing_outputs):
-                ending.file_errors.append(_upload_error(desc, "NOT_FOUND", f"File {desc.path} is not found."))
-            elif names & set(script.failed_uploads):
-                ending.file_errors.append(_upload_error(desc, "UPLOAD_FAILED", f"Upload of {desc.path} failed."))
+            output = script.outputs.get(desc.path) or script.outputs.get(desc.var)
+            if output is None and complete and not is_pattern(desc.path):
+                output = ScriptedOutput()
+            if names & set(script.failed_uploads):
+                errors.append(upload_error(desc, "UPLOAD_FAILED", PROCESSING_ERROR))
+            elif output is None or names & set(script.missing_outputs):
+                errors.append(missing_output(desc))
             else:
-                output = script.outputs.get(desc.path) or script.outputs.get(desc.var) or ScriptedOutput()
-                ending.output_files.append(await self._store_output(desc, output))
-        for dataset in parameters.output_datasets:
-            ending.output_datasets.append(self._execution.jobs.new_dataset(dataset, self._record.job.project_id))
-        ending.log_files = self._log_files()
-        return ending
+                files.append(await self._store_output(desc, output))
+        return files, errors
 
     async def _store_output(self, desc: jobs_pb2.FileDesc, output: ScriptedOutput) -> jobs_pb2.File:
-        jobs, project_id = self._execution.jobs, self._record.job.project_id
+        jobs, project_id = self._context.jobs, self._record.job.project_id
         compression = jobs_pb2.FileCompressionType.NONE
         if output.directory is not None:
             compression = jobs_pb2.FileCompressionType.ZIP
@@ -157,7 +178,7 @@ class ScriptedRun:
         elif output.text is not None:
             sha256, size = jobs.storage.put_bytes(project_id, output.text.encode("utf-8", "surrogateescape"))
         else:
-            # The var, since a fork may have another path on each machine.
+            # The var: the path may differ between the machines of forks.
             seed = f"{output.seed}:{desc.var or desc.path}"
             register = jobs.storage.register_generated
             if output.size > _LARGE:
@@ -167,23 +188,18 @@ class ScriptedRun:
         return jobs_pb2.File(desc=desc, sha256=sha256, size_bytes=size, compression_type=compression)
 
     def _log_files(self) -> list[jobs_pb2.File]:
-        """What was printed, as files. A burst is left out: the files are small, whatever a script prints."""
-        log = self._execution.log
+        """Store the log as files, without bursts, so that they stay small."""
+        log = self._context.log
         files = []
         for source in dict.fromkeys(piece.source for piece in log.pieces()):
             content = b"".join(
                 log.content(piece) for piece in log.pieces() if piece.source == source and not piece.burst
             )
-            sha256, size = self._execution.jobs.storage.put_bytes(self._record.job.project_id, content)
+            sha256, size = self._context.jobs.storage.put_bytes(self._record.job.project_id, content)
             name = f"{source}.txt" if source in (logs.STDOUT, logs.STDERR) else source
             desc, kind = jobs_pb2.FileDesc(path=name), jobs_pb2.FileCompressionType.NONE
             files.append(jobs_pb2.File(desc=desc, sha256=sha256, size_bytes=size, compression_type=kind))
         return files
-
-
-def _upload_error(desc: jobs_pb2.FileDesc, kind: str, description: str) -> jobs_pb2.FileUploadError:
-    number = jobs_pb2.FileUploadError.ErrorType.Value(kind)
-    return jobs_pb2.FileUploadError(output_file_desc=desc, description=description, type=number)
 
 
 def _progress_line(message: jobs_pb2.JobProgress) -> str:
