@@ -1,57 +1,186 @@
-"""What can be said about an operator's arguments when the DAG is parsed."""
+"""Parse-time validation of operator arguments."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping
+import threading
+from collections.abc import Callable, Collection, Iterable, Mapping
+from datetime import timedelta
 from pathlib import PurePath
 from typing import Any
 
-from airflow_provider_datasphere import killing
-from airflow_provider_datasphere.client import fork
+from airflow_provider_datasphere.client import cancellation
+from airflow_provider_datasphere.client import validation as checks
+from airflow_provider_datasphere.client.submission import fork_request as fork
 from airflow_provider_datasphere.compat import ObjectStoragePath
-from airflow_provider_datasphere.exceptions import JobRequestError, translated
+from airflow_provider_datasphere.exceptions import JobRequestError, airflow_exceptions
+
+#: A timeout beyond this is no limit, and too long to compute dates with.
+LONGEST_TIMEOUT = timedelta(days=3650)
+
+#: Arguments of operators and sensors that are either on or off. They aren't templated.
+_FLAGS = (
+    "wait_for_completion",
+    "deferrable",
+    "stream_logs",
+    "reattach",
+    "fail_on_missing_outputs",
+    "graceful",
+    "with_logs",
+    "with_diagnostics",
+)
 
 
-def check_literals(operator: Any) -> None:
-    """Check the arguments of a fork that are known now; templates and XComs are checked when the task runs.
+#: How a template begins, unless the DAG's ``jinja_environment_kwargs`` say otherwise.
+_TEMPLATE_MARKS = {"variable_start_string": "{{", "block_start_string": "{%", "comment_start_string": "{#"}
 
-    :raises JobRequestError: names the field, the value and the way out.
+_FIELD_CHECKS: dict[str, Callable[[Any], object]] = {
+    **fork.FIELD_CHECKS,
+    "vars": lambda value: fork.check_vars(paths_as_text(value)),
+    "source_data_ttl": lambda value: checks.parse_ttl("source_data_ttl", value),
+}
+_MAPPINGS = ("args", "vars", "env_vars")
+
+
+def check_fork_arguments(operator: Any) -> None:
+    """Check the arguments of a fork that are known at parse time; templates and XComs are checked when the task runs.
+
+    :raises JobRequestError: names the field, the value and what to give instead.
     """
-    checks: dict[str, Callable[[Any], object]] = {
-        "name": lambda value: fork.check_text("name", value),
-        "desc": lambda value: fork.check_text("desc", value),
-        "args": lambda value: fork.check_strings("args", value),
-        "vars": lambda value: fork.check_strings("vars", paths_as_text(value)),
-        "env_vars": lambda value: fork.check_strings("env_vars", value),
-        "docker": fork.check_docker,
-        "working_storage": fork.parse_working_storage,
-        "cloud_instance_types": fork.check_instance_types,
-        "data_ttl": lambda value: fork.parse_ttl("data_ttl", value),
-        "source_data_ttl": lambda value: fork.parse_ttl("source_data_ttl", value),
-    }
-    with translated():
-        if is_literal(operator.source_job_id):
-            fork.check_source_job_id(operator.source_job_id)
-        for name, check in checks.items():
-            value = getattr(operator, name)
-            if value is not None and is_literal(value):
+    names = (
+        *_FIELD_CHECKS,
+        "on_kill_action",
+        "poll_interval",
+        "start_timeout",
+        "skip_on_exit_code",
+        "datasphere_conn_id",
+    )
+    check_known_values({name: getattr(operator, name) for name in names}, template_marks(operator.get_dag()))
+    check_common(operator)
+
+
+def check_known_values(values: Mapping[str, Any], marks: Collection[str]) -> None:
+    """Check those arguments of a fork that are given, and known at parse time.
+
+    :param marks: what a template contains; see :func:`template_marks`.
+    :raises JobRequestError: names the field, the value and what to give instead.
+    """
+    with airflow_exceptions():
+        for name, check in _FIELD_CHECKS.items():
+            value = values.get(name)
+            if name in _MAPPINGS and isinstance(value, Mapping):
+                # One template among the values hides none of the others.
+                value = {key: part for key, part in value.items() if is_literal(part, marks)}
+            required = name == "source_job_id" and name in values
+            if (value is not None or required) and is_literal(value, marks):
                 check(value)
-    if operator.on_kill_action not in killing.ON_KILL_ACTIONS:
-        raise JobRequestError(
-            f"on_kill_action is {operator.on_kill_action!r}: "
-            f"give one of {', '.join(map(repr, killing.ON_KILL_ACTIONS))}."
-        )
-    check_poll_interval(operator.poll_interval)
-    check_exit_codes(operator.skip_on_exit_code)
+    action = values.get("on_kill_action", "cancel")
+    if action not in cancellation.ON_KILL_ACTIONS:
+        actions = ", ".join(map(repr, cancellation.ON_KILL_ACTIONS))
+        raise JobRequestError(f"on_kill_action is {action!r}: give one of {actions}.")
+    if "poll_interval" in values:
+        check_poll_interval(values["poll_interval"])
+    _check_start_timeout(values.get("start_timeout"))
+    check_exit_codes(values.get("skip_on_exit_code"))
+    _check_flags(values)
+    if "datasphere_conn_id" in values:
+        _check_conn_id(values["datasphere_conn_id"], marks)
+
+
+class CheckedPartial:
+    """What ``.partial()`` of a fork returns; checks the known arguments before the tasks are expanded.
+
+    :param partial: Airflow's own.
+    :param given: the arguments of ``.partial()``.
+    """
+
+    def __init__(self, partial: Any, given: Mapping[str, Any]) -> None:
+        self._partial = partial
+        self._marks = template_marks(partial.kwargs.get("dag"))
+        check_known_values(given, self._marks)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._partial, name)
+
+    def expand(self, **mapped: Any) -> Any:
+        """Map over arguments, as Airflow's own."""
+        for name, values in mapped.items():
+            for value in values if isinstance(values, (list, tuple)) else ():
+                check_known_values({name: value}, self._marks)
+        return self._partial.expand(**mapped)
+
+    def expand_kwargs(self, kwargs: Any, *, strict: bool = True) -> Any:
+        """Map over sets of arguments, as Airflow's own."""
+        for values in kwargs if isinstance(kwargs, (list, tuple)) else ():
+            if isinstance(values, Mapping):
+                check_known_values(values, self._marks)
+        return self._partial.expand_kwargs(kwargs, strict=strict)
+
+
+def check_common(operator: Any) -> None:
+    """Check what operators and the sensor have in common, as far as this one has it: flags and the connection's id.
+
+    :raises JobRequestError: text, a template or an XCom where True or False is due; no connection id.
+    """
+    _check_flags(vars(operator))
+    _check_conn_id(operator.datasphere_conn_id, template_marks(operator.get_dag()))
+
+
+def _check_flags(values: Mapping[str, Any]) -> None:
+    for name in _FLAGS:
+        value = values.get(name, False)
+        if not isinstance(value, bool):
+            raise JobRequestError(f"{name} is {value!r}: give True or False; it isn't templated.")
+
+
+def _check_conn_id(conn_id: object, marks: Collection[str]) -> None:
+    if is_literal(conn_id, marks):
+        with airflow_exceptions():
+            checks.check_text("datasphere_conn_id", conn_id)
+        if not conn_id:
+            raise JobRequestError(f"datasphere_conn_id is {conn_id!r}: give the id of an Airflow connection.")
+
+
+def check_literal_job_id(operator: Any, job_id: object, hint: str) -> None:
+    """Check a job's id, if it is known at parse time.
+
+    :param hint: what to give instead: "give the id of …".
+    :raises JobRequestError: it can't be one.
+    """
+    if is_literal(job_id, template_marks(operator.get_dag())):
+        with airflow_exceptions():
+            checks.check_job_id("job_id", job_id, hint)
+
+
+def check_count(name: str, value: object) -> None:
+    """Check a number of things: 1 or more. It isn't templated."""
+    if type(value) is not int or value < 1:
+        raise JobRequestError(f"{name} is {value!r}: give a whole number, 1 or more; it isn't templated.")
 
 
 def check_poll_interval(value: object) -> None:
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < math.inf:
-        raise JobRequestError(f"poll_interval is {value!r}: give a positive number of seconds.")
+    """Check a pause in seconds: no longer than Python can sleep (292 years)."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value <= threading.TIMEOUT_MAX:
+        raise JobRequestError(f"poll_interval is {value!r}: give a positive number of seconds; it isn't templated.")
+
+
+def _check_start_timeout(value: object) -> None:
+    """Check a duration: a timedelta or seconds, more than 0; None is any time."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if value is None or (isinstance(value, timedelta) and value > timedelta(0)) or (number and value > 0):  # type: ignore[operator]
+        return
+    raise JobRequestError(
+        f"start_timeout is {value!r}: give a timedelta or a number of seconds, more than 0; it isn't templated."
+    )
+
+
+def as_seconds(timeout: timedelta | float | None) -> float | None:
+    """Return a timeout in seconds; ``None`` for one that is no limit."""
+    seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
+    return None if seconds is None or seconds > LONGEST_TIMEOUT.total_seconds() else float(seconds)
 
 
 def check_exit_codes(value: object) -> None:
+    """Check return codes that skip the task: one, or a collection of them."""
     codes: Iterable[object] = [value] if isinstance(value, int) else value if isinstance(value, Iterable) else [value]
     if value is not None and (
         isinstance(value, (str, bool)) or not all(type(code) is int and code != 0 for code in codes)
@@ -60,23 +189,33 @@ def check_exit_codes(value: object) -> None:
 
 
 def path_as_text(value: Any) -> Any:
-    """A path object, local or ``ObjectStoragePath``, as the text that it stands for; anything else as it is."""
+    """Return a path object, local or ``ObjectStoragePath``, as text; anything else unchanged."""
     return str(value) if isinstance(value, (PurePath, ObjectStoragePath)) else value
 
 
 def paths_as_text(values: Any) -> Any:
-    """The same for the values of a mapping."""
+    """Apply :func:`path_as_text` to the values of a mapping."""
     return {name: path_as_text(value) for name, value in values.items()} if isinstance(values, Mapping) else values
 
 
-def is_literal(value: object) -> bool:
-    """Whether a value is final: no template in it, and nothing that Airflow resolves later."""
+def template_marks(dag: Any) -> Collection[str]:
+    """Return what begins a template in the fields of a DAG's tasks.
+
+    :param dag: None where it isn't known yet.
+    """
+    given = getattr(dag, "jinja_environment_kwargs", None) or {}
+    names = (*_TEMPLATE_MARKS, "line_statement_prefix", "line_comment_prefix")
+    return [mark for name in names if (mark := given.get(name, _TEMPLATE_MARKS.get(name)))]
+
+
+def is_literal(value: object, marks: Collection[str] = tuple(_TEMPLATE_MARKS.values())) -> bool:
+    """Return whether a value is final: no template in it, and nothing that Airflow resolves later."""
     value = path_as_text(value)
     if isinstance(value, str):
-        return "{{" not in value and "{%" not in value
+        return not any(mark in value for mark in marks)
     if isinstance(value, Mapping):
-        return all(is_literal(part) for pair in value.items() for part in pair)
+        return all(is_literal(part, marks) for pair in value.items() for part in pair)
     if isinstance(value, (list, tuple, set, frozenset)):
-        return all(is_literal(part) for part in value)
-    # XComArg, MappedArgument, DagParam and the like say so by having resolve().
+        return all(is_literal(part, marks) for part in value)
+    # XComArg, MappedArgument, DagParam and others show it by having resolve().
     return not hasattr(value, "resolve")

@@ -1,24 +1,24 @@
-"""One place for what differs between Airflow 2.11 and the newest 3.x; everybody else imports from here."""
+"""Differences between Airflow 2.11 and the newest 3.x, in one place; other modules import from here."""
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from airflow import __version__ as _airflow_version
 
-AIRFLOW_VERSION: tuple[int, int] = tuple(int(part) for part in _airflow_version.split(".")[:2])  # type: ignore[assignment]
-AIRFLOW_V_3_0_PLUS = AIRFLOW_VERSION >= (3, 0)
-AIRFLOW_V_3_1_PLUS = AIRFLOW_VERSION >= (3, 1)
-AIRFLOW_V_3_2_PLUS = AIRFLOW_VERSION >= (3, 2)
-AIRFLOW_V_3_3_PLUS = AIRFLOW_VERSION >= (3, 3)
+_VERSION: tuple[int, int] = tuple(int(part) for part in _airflow_version.split(".")[:2])  # type: ignore[assignment]
+AIRFLOW_V_3_0_PLUS = _VERSION >= (3, 0)
+AIRFLOW_V_3_1_PLUS = _VERSION >= (3, 1)
+AIRFLOW_V_3_3_PLUS = _VERSION >= (3, 3)
 
 
 def _first(name: str, *modules: str) -> Any:
-    """The attribute ``name`` of the first of ``modules`` that has it (Airflow moves its public names about)."""
+    """Return attribute ``name`` of the first of ``modules`` that has it, as Airflow moves its public names."""
     for module in modules:
         try:
-            # vars(), not getattr(): a deprecated module's __getattr__ would warn, and hide the newer home.
+            # vars(), not getattr(): a deprecated module's __getattr__ would warn, and hide the new home.
             return vars(import_module(module))[name]
         except (ImportError, KeyError):
             continue
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from airflow.sdk.exceptions import (
         AirflowException,
         AirflowFailException,
+        AirflowNotFoundException,
         AirflowSensorTimeout,
         AirflowSkipException,
         AirflowTaskTimeout,
@@ -49,7 +50,7 @@ else:
     conf = _first("conf", "airflow.sdk.configuration", "airflow.configuration")
     ObjectStoragePath = _first("ObjectStoragePath", "airflow.sdk.io.path", "airflow.sdk.io", "airflow.io.path")
     if not AIRFLOW_V_3_0_PLUS:
-        # Airflow 2 learns the layout of datasphere:// paths from the file system's class, if that is there in time.
+        # Airflow 2 takes the layout of datasphere:// paths from the file system's class, if it is registered in time.
         _first("register_implementation", "fsspec")(
             "datasphere",
             _first("DataSphereFileSystem", "airflow_provider_datasphere.filesystems.datasphere"),
@@ -61,6 +62,7 @@ else:
 
     AirflowException = _error("AirflowException")
     AirflowFailException = _error("AirflowFailException")
+    AirflowNotFoundException = _error("AirflowNotFoundException")
     AirflowSensorTimeout = _error("AirflowSensorTimeout")
     AirflowSkipException = _error("AirflowSkipException")
     AirflowTaskTimeout = _error("AirflowTaskTimeout")
@@ -68,7 +70,7 @@ else:
 
 
 def current_context() -> Context:
-    """The running task's context, for code that Airflow doesn't give it to.
+    """Return the running task's context, for code that doesn't receive it.
 
     :raises Exception: no task is running.
     """
@@ -78,9 +80,9 @@ def current_context() -> Context:
 
 
 def resumed_by_this_try(next_kwargs: dict[str, Any] | None, context: Context) -> bool:
-    """Whether the deferral that a task is resumed from is its own, by the ``try_number`` in the trigger's event.
+    """Return whether a task is resumed from its own deferral, by the ``try_number`` in the trigger's event.
 
-    Airflow 3.0 doesn't forget the deferral of a try that has failed, and resumes the next one from it.
+    Airflow 3.0 keeps the deferral of a failed try, and resumes the next try from it.
     """
     event = (next_kwargs or {}).get("event")
     deferred_in = event.get("try_number") if isinstance(event, dict) else None
@@ -88,10 +90,31 @@ def resumed_by_this_try(next_kwargs: dict[str, Any] | None, context: Context) ->
     return not AIRFLOW_V_3_0_PLUS or deferred_in in (None, context["ti"].try_number)
 
 
-def task_state(ti: Any) -> str | None:
-    """The state that Airflow's database holds for a task instance right now; ``None`` for none.
+def deferral_timed_out(next_method: str, next_kwargs: dict[str, Any] | None) -> bool:
+    """Whether Airflow itself has ended a deferral because its timeout has passed, by the error it resumes with.
 
-    Blocks for one question to Airflow; on Airflow 3 through the process's only channel to its supervisor.
+    Airflow 2 says "Trigger/execution timeout", Airflow 3 "Trigger timeout".
+    """
+    return next_method == "__fail__" and "timeout" in str((next_kwargs or {}).get("error", "")).lower()
+
+
+def was_rescheduled(context: Context) -> bool:
+    """Return whether this is not the first poke of a sensor in reschedule mode."""
+    if AIRFLOW_V_3_0_PLUS:
+        return bool(context.get("task_reschedule_count"))
+
+    from airflow.models.taskreschedule import TaskReschedule
+    from airflow.utils.session import create_session
+
+    ti: Any = context["ti"]
+    with create_session() as session:
+        return session.scalar(TaskReschedule.stmt_for_task_instance(ti)) is not None
+
+
+def task_state(ti: Any) -> str | None:
+    """Return the current state of a task instance in Airflow's database; ``None``: no state.
+
+    Blocks for one request to Airflow; on Airflow 3 over the process's only channel to its supervisor.
 
     :param ti: anything with ``dag_id``, ``run_id``, ``task_id`` and ``map_index``.
     """
@@ -113,24 +136,60 @@ def task_state(ti: Any) -> str | None:
 
 
 def _task_state_2(ti: Any) -> str | None:
+    row = _row_2(ti)
+    return str(row.state) if row is not None and row.state else None
+
+
+def _row_2(ti: Any) -> Any:
+    """Return a task instance's state and the id of its Airflow job from Airflow 2's database."""
     from airflow.models.taskinstance import TaskInstance
     from airflow.utils.session import create_session
     from sqlalchemy import select
 
     with create_session() as session:
-        state = session.scalar(
-            select(TaskInstance.state).where(
+        return session.execute(
+            select(TaskInstance.state, TaskInstance.job_id).where(
                 TaskInstance.dag_id == ti.dag_id,
                 TaskInstance.run_id == ti.run_id,
                 TaskInstance.task_id == ti.task_id,
                 TaskInstance.map_index == ti.map_index,
             )
-        )
-        return str(state) if state else None
+        ).one_or_none()
+
+
+def is_overtaken(ti: Any) -> bool:
+    """Return whether a newer try of the running task has begun, after this process lost contact with Airflow.
+
+    Blocks for one request to Airflow. ``False`` outside a task.
+
+    :raises Exception: Airflow doesn't answer.
+    """
+    if not AIRFLOW_V_3_0_PLUS:
+        mine = getattr(ti, "job_id", None)
+        if not isinstance(mine, int):
+            return False
+        row = _row_2(ti)
+        return row is None or row.job_id not in (None, mine)
+
+    # In Airflow 3 each try's task instance has an id of its own, and only the newest one exists.
+    from airflow.sdk.exceptions import AirflowRuntimeError
+    from airflow.sdk.execution_time import comms, task_runner
+
+    supervisor, ti_id = getattr(task_runner, "SUPERVISOR_COMMS", None), getattr(ti, "id", None)
+    if supervisor is None or not isinstance(ti_id, UUID):
+        return False
+    try:
+        # The request with this id that changes nothing.
+        supervisor.send(comms.ValidateInletsAndOutlets(ti_id=ti_id))
+    except AirflowRuntimeError as error:
+        if (error.error.detail or {}).get("status_code") == 404:
+            return True
+        raise
+    return False
 
 
 async def atask_state(ti: Any) -> str | None:
-    """The same, for a trigger."""
+    """:func:`task_state`, for a trigger."""
     from asgiref.sync import sync_to_async
 
     # In a thread of asgiref's, and no other: there Airflow 3 puts the question on the trigger's own event loop. On
@@ -138,8 +197,55 @@ async def atask_state(ti: Any) -> str | None:
     return await sync_to_async(task_state, thread_sensitive=False)(ti)
 
 
+async def atask_xcom(ti: Any, key: str) -> Any:
+    """Return an XCom of a task instance, for a trigger; ``None``: there is none."""
+    from asgiref.sync import sync_to_async
+
+    map_index = ti.map_index if ti.map_index is not None else -1
+    return await sync_to_async(XCom.get_one, thread_sensitive=False)(
+        key=key, dag_id=ti.dag_id, task_id=ti.task_id, run_id=ti.run_id, map_index=map_index
+    )
+
+
+def delete_return_value(ti: Any, logger: Any) -> None:
+    """Delete the ``return_value`` XCom of a running task. On failure it stays, and a warning is logged.
+
+    :param ti: the running task's own instance.
+    """
+    try:
+        if AIRFLOW_V_3_0_PLUS:
+            # XCom.delete would do, but that of 3.0 forgets the map index.
+            comms = import_module("airflow.sdk.execution_time.comms")
+            runner = import_module("airflow.sdk.execution_time.task_runner")
+            message = comms.DeleteXCom(
+                key="return_value", dag_id=ti.dag_id, run_id=ti.run_id, task_id=ti.task_id, map_index=ti.map_index
+            )
+            runner.SUPERVISOR_COMMS.send(message)
+        else:
+            _delete_xcom_2(ti, "return_value")
+    except Exception as error:
+        logger.warning("Failed to delete the task's return_value XCom: %s", error)
+
+
+def _delete_xcom_2(ti: Any, key: str) -> None:
+    from airflow.models.xcom import BaseXCom
+    from airflow.utils.session import create_session
+    from sqlalchemy import delete
+
+    with create_session() as session:
+        session.execute(
+            delete(BaseXCom).where(
+                BaseXCom.dag_id == ti.dag_id,
+                BaseXCom.run_id == ti.run_id,
+                BaseXCom.task_id == ti.task_id,
+                BaseXCom.map_index == ti.map_index,
+                BaseXCom.key == key,
+            )
+        )
+
+
 def mask_secret(secret: str) -> None:
-    """Have Airflow replace ``secret`` by asterisks in everything this process logs from now on."""
+    """Make Airflow mask ``secret`` in everything that this process logs from now on."""
     _first(
         "mask_secret",
         "airflow.sdk.log",
@@ -149,13 +255,12 @@ def mask_secret(secret: str) -> None:
 
 
 __all__ = [
-    "AIRFLOW_VERSION",
     "AIRFLOW_V_3_0_PLUS",
     "AIRFLOW_V_3_1_PLUS",
-    "AIRFLOW_V_3_2_PLUS",
     "AIRFLOW_V_3_3_PLUS",
     "AirflowException",
     "AirflowFailException",
+    "AirflowNotFoundException",
     "AirflowSensorTimeout",
     "AirflowSkipException",
     "AirflowTaskTimeout",
@@ -169,8 +274,14 @@ __all__ = [
     "TaskDeferred",
     "XCom",
     "atask_state",
+    "atask_xcom",
     "conf",
     "current_context",
+    "deferral_timed_out",
+    "delete_return_value",
+    "is_overtaken",
     "mask_secret",
+    "resumed_by_this_try",
     "task_state",
+    "was_rescheduled",
 ]

@@ -1,20 +1,28 @@
-"""The Airflow side of :mod:`airflow_provider_datasphere.client.errors`: which failures Airflow retries.
+"""The Airflow exceptions of :mod:`airflow_provider_datasphere.client.errors`: which failures Airflow retries.
 
-A class that is also an :class:`AirflowFailException` is not retried. Each class also is its client twin, so
-``except client.errors.JobFailedError`` catches both.
+A class that is also an :class:`AirflowFailException` is not retried. Each class is also a subclass of the client error
+of its name, so ``except client.errors.JobFailedError`` catches both.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from airflow_provider_datasphere.client import errors
 from airflow_provider_datasphere.compat import AirflowException, AirflowFailException
 
 
 class DataSphereError(errors.DataSphereError, AirflowException):
-    """Anything this provider raises about DataSphere."""
+    """Base class of all errors that this provider raises about DataSphere."""
+
+    #: The client error that this one was raised for.
+    client_error: errors.DataSphereError | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The client error, and all that it references, stays in its process.
+        return type(self), self.args, {name: value for name, value in vars(self).items() if name != "client_error"}
 
 
 class JobRequestError(errors.JobRequestError, DataSphereError, AirflowFailException):
@@ -26,11 +34,11 @@ class JobFailedError(errors.JobFailedError, DataSphereError):
 
 
 class MissingOutputsError(errors.MissingOutputsError, DataSphereError, AirflowFailException):
-    """The program made not all declared outputs. Not retried: a rerun costs the same and does the same."""
+    """The program didn't make all declared outputs. Not retried: a rerun costs the same and does the same."""
 
 
 class JobCancelledError(errors.JobCancelledError, DataSphereError, AirflowFailException):
-    """Somebody else cancelled the job while this try watched it. Not retried: a person wanted it ended."""
+    """Somebody else cancelled the job while this try waited for it. Not retried: a person wanted it ended."""
 
 
 class JobInfrastructureError(errors.JobInfrastructureError, DataSphereError):
@@ -38,26 +46,26 @@ class JobInfrastructureError(errors.JobInfrastructureError, DataSphereError):
 
 
 class JobLostError(errors.JobLostError, DataSphereError):
-    """The job is out of sight, though it may go on running and costing money. Retried."""
+    """The job can no longer be monitored, though it may still be running and costing money. Retried."""
 
 
 class ResultsError(errors.ResultsError, DataSphereError):
     """A download that is incomplete or doesn't match what the service recorded."""
 
 
-class FinalJobFailedError(JobFailedError, AirflowFailException):
-    """:class:`JobFailedError` seen by a sensor: looking again can't change it."""
+class NonRetryableJobFailedError(JobFailedError, AirflowFailException):
+    """:class:`JobFailedError` in a sensor. Not retried: polling again can't change it."""
 
 
-class FinalJobInfrastructureError(JobInfrastructureError, AirflowFailException):
-    """:class:`JobInfrastructureError` seen by a sensor: looking again can't change it."""
+class NonRetryableJobInfrastructureError(JobInfrastructureError, AirflowFailException):
+    """:class:`JobInfrastructureError` in a sensor. Not retried: polling again can't change it."""
 
 
-class FinalResultsError(ResultsError, AirflowFailException):
-    """:class:`ResultsError` about files that are gone: no retry brings them back."""
+class NonRetryableResultsError(ResultsError, AirflowFailException):
+    """:class:`ResultsError` that another try can't change: the files are gone, or the destination can't be used."""
 
 
-_AIRFLOW_SIDE: dict[type[errors.DataSphereError], type[DataSphereError]] = {
+_AIRFLOW_EXCEPTIONS: dict[type[errors.DataSphereError], type[DataSphereError]] = {
     errors.DataSphereError: DataSphereError,
     errors.JobRequestError: JobRequestError,
     errors.JobFailedError: JobFailedError,
@@ -68,33 +76,48 @@ _AIRFLOW_SIDE: dict[type[errors.DataSphereError], type[DataSphereError]] = {
     errors.ResultsError: ResultsError,
 }
 
-_FINAL: dict[type[DataSphereError], type[DataSphereError]] = {
-    JobFailedError: FinalJobFailedError,
-    JobInfrastructureError: FinalJobInfrastructureError,
-    ResultsError: FinalResultsError,
+_NON_RETRYABLE: dict[type[DataSphereError], type[DataSphereError]] = {
+    JobFailedError: NonRetryableJobFailedError,
+    JobInfrastructureError: NonRetryableJobInfrastructureError,
+    ResultsError: NonRetryableResultsError,
 }
 
 
-def airflow_side(error: errors.DataSphereError, *, final: bool = False) -> DataSphereError:
-    """The Airflow twin of a client error, with the same message.
+def to_airflow_exception(error: errors.DataSphereError, *, retryable: bool = True) -> DataSphereError:
+    """Return the Airflow exception of a client error, with the same message.
 
-    :param final: for a watcher that can't change the outcome (a sensor): a terminal failure is not retried.
+    :param retryable: ``False`` for a task that can't change the outcome (a sensor): a terminal failure isn't retried.
     """
     if isinstance(error, DataSphereError):
-        twin = error
+        exception = error
     else:
-        known = next(cls for cls in type(error).__mro__ if cls in _AIRFLOW_SIDE)
-        twin = _AIRFLOW_SIDE[known](str(error))
-    return _FINAL[type(twin)](str(error)) if final and type(twin) in _FINAL else twin
+        known = next(cls for cls in type(error).__mro__ if cls in _AIRFLOW_EXCEPTIONS)
+        exception = _AIRFLOW_EXCEPTIONS[known](str(error))
+    if not retryable and type(exception) in _NON_RETRYABLE:
+        exception = _NON_RETRYABLE[type(exception)](str(error))
+    if exception is not error:
+        exception.client_error = error
+    return exception
 
 
 @contextmanager
-def translated(*, final: bool = False) -> Iterator[None]:
-    """Raise client errors that leave the block as their Airflow twins."""
+def airflow_exceptions(*, retryable: bool = True) -> Iterator[None]:
+    """Raise client errors that leave the block as Airflow exceptions; see :func:`to_airflow_exception`.
+
+    The Airflow exception replaces the client error, with its traceback and cause: two classes of one name in one
+    traceback would read as two errors. The client error is its ``client_error``.
+    """
     try:
         yield
     except errors.DataSphereError as error:
-        twin = airflow_side(error, final=final)
-        if twin is error:
+        exception = to_airflow_exception(error, retryable=retryable)
+        if exception is error:
             raise
-        raise twin from error
+        raise exception.with_traceback(error.__traceback__) from error.__cause__
+
+
+def was_interrupted(error: DataSphereError) -> bool:
+    """Return whether the client was interrupted, because its task is being killed."""
+    from airflow_provider_datasphere.client.errors import Interrupted
+
+    return isinstance(error.client_error, Interrupted)

@@ -1,8 +1,10 @@
-"""The provider's metadata, as Airflow's provider manager reads it at the start of every component. Imports nothing.
+"""The provider's metadata, which every component of Airflow reads when it starts: imports nothing else.
 
-The connection form is described here and here alone: Airflow 3.2+ reads it from the metadata, and the hook makes the
-widgets of older versions from it.
+The one home of the connection form: Airflow 3.2+ reads it from the metadata, and the hook creates the widgets of older
+versions from it.
 """
+
+from airflow_provider_datasphere import __version__
 
 _TEXT = {"type": ["string", "null"]}
 _SECRET = {"type": ["string", "null"], "format": "password"}
@@ -19,7 +21,7 @@ CONNECTION_FIELDS = {
         "label": "Service account key (JSON)",
         "description": "The authorized key of a service account that is a Developer of the project: the whole text of "
         "the file made by: yc iam key create --service-account-name NAME --output key.json. On a VM or Managed Airflow "
-        "cluster with a service account leave all credentials empty: its metadata service is used then.",
+        "cluster with a service account leave all credentials empty: then its metadata service is used.",
         "schema": _SECRET,
     },
     "service_account_json_path": {
@@ -30,8 +32,8 @@ CONNECTION_FIELDS = {
     },
     "iam_token": {
         "label": "IAM token",
-        "description": "A ready IAM token, as printed by: yc iam create-token. It isn't renewed and lives 12 hours at "
-        "most, so it is for trying things out.",
+        "description": "A ready IAM token, as printed by: yc iam create-token. It isn't refreshed and lives 12 hours "
+        "at most: for experiments only.",
         "schema": _SECRET,
     },
     "oauth": {
@@ -41,8 +43,8 @@ CONNECTION_FIELDS = {
         "schema": _SECRET,
     },
     "impersonate_service_account_id": {
-        "label": "Act as service account",
-        "description": "ID of a service account to act as, on top of any credential. The credential's account needs "
+        "label": "Impersonate service account",
+        "description": "ID of a service account to impersonate, with any credential. The credential's account needs "
         "the role iam.serviceAccounts.tokenCreator on it.",
         "schema": _TEXT,
     },
@@ -65,18 +67,18 @@ CONNECTION_FIELDS = {
     },
     "ui_endpoint": {
         "label": "UI address",
-        "description": "Where the links to jobs lead. Default: https://datasphere.yandex.cloud.",
+        "description": "Base URL of links to jobs. Default: https://datasphere.yandex.cloud.",
         "schema": _TEXT,
     },
     "root_certificates": {
         "label": "Root certificates file",
-        "description": "Path of a PEM file with the certificate authorities to trust instead of the usual ones, on "
-        "every worker and triggerer.",
+        "description": "Path of a PEM file with the certificate authorities to trust instead of the public ones, "
+        "on every worker and triggerer.",
         "schema": _TEXT,
     },
     "insecure": {
         "label": "No TLS",
-        "description": "For a service on this very machine (localhost) only, such as the emulator.",
+        "description": "For a service on this machine (localhost) only, such as the emulator.",
         "schema": _FLAG,
     },
 }
@@ -101,13 +103,13 @@ _INTEGRATION = "Yandex Cloud DataSphere Jobs"
 _PACKAGE = "airflow_provider_datasphere"
 
 
-def get_provider_info():  # type: ignore[no-untyped-def]  # a type to name would be an import
+def get_provider_info():  # type: ignore[no-untyped-def]  # typing would be an import
     """Return what this provider offers, in the terms of Airflow's ``provider_info.schema.json``."""
     return {
         "package-name": "airflow-provider-datasphere",
         "name": _INTEGRATION,
         "description": "Fork Yandex Cloud DataSphere jobs, watch them and collect their results.",
-        "versions": ["0.1.0"],
+        "versions": [__version__],
         "integrations": [
             {
                 "integration-name": _INTEGRATION,

@@ -1,10 +1,9 @@
-"""Inputs from anywhere: local path, object-store URI or another job's output, made ready to upload."""
+"""Prepare inputs for upload: a local path, an object-store URI or another job's output."""
 
 from __future__ import annotations
 
 import logging
 import os
-import re
 import shutil
 import tempfile
 import zipfile
@@ -14,19 +13,25 @@ from threading import Event
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_datasphere.client.errors import DataSphereError, JobRequestError
-from airflow_provider_datasphere.client.fork import overlapping
-from airflow_provider_datasphere.client.staging import Found, check_room, is_full, read_inputs, writing
-from airflow_provider_datasphere.client.uri import SCHEME, find_file, parse_job_file_uri, plain_path
+from airflow_provider_datasphere.client.submission.fork_request import overlapping
+from airflow_provider_datasphere.client.transfer.archive import is_disk_full
+from airflow_provider_datasphere.client.transfer.inputs import (
+    InputCandidate,
+    prepare_inputs,
+    require_disk_space,
+    writing,
+)
+from airflow_provider_datasphere.client.uri import SCHEME, check_job_file_uri, find_file, is_uri, plain_path
+from airflow_provider_datasphere.object_store import check_key, missing_bucket, unknown_store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from yandex.cloud.datasphere.v2.jobs import jobs_pb2
 
-    from airflow_provider_datasphere.client.jobs import DataSphereClient
-    from airflow_provider_datasphere.client.upload import JobInput
+    from airflow_provider_datasphere.client.sync_client import DataSphereClient
+    from airflow_provider_datasphere.client.transfer.inputs import JobInput
 
-_URI = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://")
 _READ_BYTES = 5 * 1024 * 1024
 _COPY_BYTES = 1024 * 1024
 
@@ -40,19 +45,19 @@ def stage_vars(
     scratch: Path,
     log: Any = logger,
 ) -> list[JobInput]:
-    """Make the inputs of a job ready to upload.
+    """Prepare the inputs of a job for upload.
 
     A local path stays where it is; an object-store URI is streamed to ``scratch``; of a ``datasphere://`` file the
-    job knows sha256 and size, so that it is fetched only if the service asks for its upload. Directories (local, or
+    job knows sha256 and size, so it is downloaded only if the service asks for its upload. Directories (local, or
     everything below a URI) become zip files.
 
     :param vars: input variable → local path or URI. ``datasphere://`` without a connection uses ``client``.
     :param source_parameters: of the source job; its inputs that are not overridden keep their paths.
     :param scratch: an existing folder, removed by the caller when the job has its inputs.
     :raises JobRequestError: an input that isn't there, can't be uploaded or is over the service's 5 GiB (10 together).
-    :raises DataSphereError: a store that can't be read now, or no room on this worker's disk.
+    :raises DataSphereError: a store that can't be read now, or not enough space on this worker's disk.
     """
-    from airflow_provider_datasphere.client.upload import find_local
+    from airflow_provider_datasphere.client.transfer.upload import inspect_local_input
 
     places = {var: str(value) for var, value in vars.items()}
     local = {var: place.removeprefix("file://") for var, place in places.items() if _is_local(place)}
@@ -61,20 +66,20 @@ def stage_vars(
     found = []
     for var, place in places.items():
         if var in local:
-            found.append(find_local(var, local[var], scratch))
+            found.append(inspect_local_input(var, local[var], scratch))
         elif place.startswith(f"{SCHEME}://"):
             found.append(stage.from_job(var, place))
         else:
             found.append(stage.from_store(var, place))
-    return read_inputs(found, scratch)
+    return prepare_inputs(found, scratch)
 
 
 def _is_local(place: str) -> bool:
-    return place.startswith("file://") or not _URI.match(place)
+    return place.startswith("file://") or not is_uri(place)
 
 
 def _in_job(path: str) -> PurePosixPath:
-    """A path as it is compared with others: relative ones as if they were here, as the SDK does."""
+    """Return the path to compare with others: relative ones as if they were here, as the SDK does."""
     return PurePosixPath(os.path.abspath(path))
 
 
@@ -82,12 +87,12 @@ class _Stage:
     def __init__(self, client: DataSphereClient, scratch: Path, taken: list[PurePosixPath], log: Any) -> None:
         self._clients: dict[str | None, DataSphereClient] = {None: client}
         self._scratch, self._taken, self._log = scratch, taken, log
-        # Fetching from another connection ends with this one's client too.
+        # An interrupt of this client ends downloads from another connection too.
         self._stop = Event()
-        client.on_interrupt(self._stop.set)
+        client.add_interrupt_callback(self._stop.set)
 
     def _path_for(self, var: str, name: str) -> str:
-        """What the job calls a staged input: its base name, or below the variable's name where that is taken."""
+        """Return a staged input's path in the job: its base name, or below the variable's name if that is taken."""
         path, folder = name, var
         while overlapping(_in_job(path), self._taken):
             path = f"{folder}/{name}"
@@ -98,13 +103,15 @@ class _Stage:
     def _new_file(self) -> Path:
         return Path(tempfile.mkdtemp(dir=self._scratch)) / "content"
 
-    def from_job(self, var: str, place: str) -> Found:
-        from airflow_provider_datasphere.client.errors import ResultsError
-        from airflow_provider_datasphere.client.fetch import fetch_file
-        from airflow_provider_datasphere.client.results import ResultsGoneError, require_results
-        from airflow_provider_datasphere.client.upload import JobInput, described
+    def from_job(self, var: str, place: str) -> InputCandidate:
+        from airflow_provider_datasphere.client.errors import ResultsError, ResultsGoneError
+        from airflow_provider_datasphere.client.transfer.file_download import download_file
+        from airflow_provider_datasphere.client.transfer.inputs import JobInput
+        from airflow_provider_datasphere.client.transfer.presigned_url import recorded_size
+        from airflow_provider_datasphere.client.transfer.selection import require_results
+        from airflow_provider_datasphere.client.transfer.upload import hash_file_input
 
-        uri = parse_job_file_uri(place)
+        uri = check_job_file_uri(f"Input {var}", place)
         client = self._client(uri.conn_id)
         job = client.get(uri.job_id)
         try:
@@ -118,11 +125,11 @@ class _Stage:
         path = self._path_for(var, plain_path(file.desc.path).rpartition("/")[2] or file.desc.var or var)
 
         def fetch(stop: Event) -> Path:
-            check_room(what, size, self._scratch)
-            self._log.info("%s: fetching %d bytes.", what, size)
+            require_disk_space(what, size, self._scratch)
+            self._log.info("%s: downloading %d bytes.", what, size)
             with writing(what, self._scratch):
                 fetched = self._new_file()
-                fetch_file(client, job.id, file, fetched, stop, self._log)
+                download_file(client, job.id, file, fetched, stop, self._log)
                 return fetched
 
         @contextmanager
@@ -133,10 +140,12 @@ class _Stage:
             finally:
                 fetched.unlink()
 
-        if file.sha256:
+        if file.sha256 and recorded_size(file) is not None:
             given = JobInput(var, path, file.sha256.lower(), size, file.compression_type, content)
-            return Found(what, size, 0, lambda: given)
-        return Found(what, size, size, lambda: described(var, path, fetch(self._stop), file.compression_type))
+            return InputCandidate(what, size, 0, lambda: given)
+        return InputCandidate(
+            what, size, size, lambda: hash_file_input(var, path, fetch(self._stop), file.compression_type)
+        )
 
     def _client(self, conn_id: str | None) -> DataSphereClient:
         if conn_id not in self._clients:
@@ -145,21 +154,19 @@ class _Stage:
             self._clients[conn_id] = DataSphereHook(conn_id or DataSphereHook.default_conn_name).get_conn()
         return self._clients[conn_id]
 
-    def from_store(self, var: str, place: str) -> Found:
+    def from_store(self, var: str, place: str) -> InputCandidate:
         from airflow_provider_datasphere.compat import ObjectStoragePath
 
         what = f"Input {var}: {place}"
+        check_key(f"Input {var}", place)
         try:
             path = ObjectStoragePath(place)
             fs, key = path.fs, path.path.rstrip("/")
         except (ValueError, ImportError) as error:
-            raise JobRequestError(
-                f"{what}: this worker knows no store for such a URI ({error}). Give a local path, datasphere://…, or "
-                "the URI of a store whose Airflow provider and file system are installed, such as s3://…"
-            ) from error
-        except Exception as error:  # stores raise what they like; none of it is ours to know
+            raise JobRequestError(f"{what}: {unknown_store(place, error)}") from error
+        except Exception as error:  # stores raise errors of any class
             raise DataSphereError(f"{what} can't be read: {type(error).__name__}: {error}") from error
-        with _readable(what):
+        with _readable(what, fs, key):
             found = fs.info(key)
             files = None
             if found["type"] == "directory":
@@ -167,48 +174,53 @@ class _Stage:
                 files = {name: entry for name, entry in below.items() if entry["type"] == "file"}
                 if not files:
                     raise JobRequestError(f"{what} has no files.")
-            # Some stores don't know; then the input is measured when it is here.
+                for name in files:
+                    if {".", ".."} & set(name.removeprefix(key).split("/")):
+                        raise JobRequestError(f"{what}: its key {name!r} has a step '.' or '..', which no path has.")
+            # Some stores don't report sizes; then the input is measured after its download.
             size = sum(entry.get("size") or 0 for entry in ([found] if files is None else files.values()))
         name = self._path_for(var, PurePosixPath(key).name)
-        return Found(what, size, size, lambda: self._fetched(var, what, name, size, fs, key, files))
+        return InputCandidate(what, size, size, lambda: self._fetched(var, what, name, size, fs, key, files))
 
     def _fetched(
         self, var: str, what: str, name: str, size: int, fs: Any, key: str, files: dict[str, Any] | None
     ) -> JobInput:
         from yandex.cloud.datasphere.v2.jobs import jobs_pb2
 
-        from airflow_provider_datasphere.client.upload import described
+        from airflow_provider_datasphere.client.transfer.upload import hash_file_input
 
         local = self._new_file()
-        with _readable(what):
+        with _readable(what, fs, key):
             if files is not None:
-                self._log.info("%s: fetching %d files (%d bytes).", what, len(files), size)
+                self._log.info("%s: downloading %d files (%d bytes).", what, len(files), size)
                 _zip_tree(fs, key, files, local)
                 compression = jobs_pb2.ZIP
             else:
-                self._log.info("%s: fetching %d bytes.", what, size)
+                self._log.info("%s: downloading %d bytes.", what, size)
                 with fs.open(key, "rb", block_size=_READ_BYTES) as source, local.open("wb") as target:
                     shutil.copyfileobj(source, target, _COPY_BYTES)
                 compression = jobs_pb2.NONE
-        return described(var, name, local, compression)
+        return hash_file_input(var, name, local, compression)
 
 
 @contextmanager
-def _readable(what: str) -> Iterator[None]:
+def _readable(what: str, fs: Any, key: str) -> Iterator[None]:
     try:
         yield
     except DataSphereError:
         raise
     except FileNotFoundError as error:
+        if bucket := missing_bucket(fs, key):
+            raise JobRequestError(f"{what}: there is no bucket {bucket!r}.") from error
         raise JobRequestError(f"{what} doesn't exist.") from error
-    except Exception as error:  # stores raise what they like; none of it is ours to know
-        if is_full(error):
+    except Exception as error:  # stores raise errors of any class
+        if is_disk_full(error):
             raise
         raise DataSphereError(f"{what} can't be read: {type(error).__name__}: {error}") from error
 
 
 def _zip_tree(fs: Any, root: str, files: dict[str, Any], archive: Path) -> None:
-    """As a local directory is packed: uncompressed, sorted, entry names beginning with the directory's own."""
+    """Pack files like a local directory: uncompressed, sorted, entry names beginning with the directory's own."""
     with zipfile.ZipFile(archive, "w") as target:
         for key in sorted(files):
             entry = PurePosixPath(root).name + key.removeprefix(root)

@@ -7,27 +7,28 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
+from airflow_provider_datasphere.client.connection.settings import job_url
 from airflow_provider_datasphere.client.errors import JobLostError, JobRequestError
-from airflow_provider_datasphere.client.settings import job_url
-from airflow_provider_datasphere.client.waiting import DENIED, DENIED_WINDOW, READ_DEADLINE, TRANSIENT
+from airflow_provider_datasphere.client.monitoring.polling import DENIED_GRACE_SECONDS
+from airflow_provider_datasphere.client.rpc import DENIED, READ_DEADLINE_SECONDS, TRANSIENT
 
 if TYPE_CHECKING:
-    from airflow_provider_datasphere.client.channels import Channels
-    from airflow_provider_datasphere.client.transport import Service
+    from airflow_provider_datasphere.client.connection.channels import Channels
+    from airflow_provider_datasphere.client.connection.grpc_channel import Service
 
 INSTALL_LINE = "pip install --no-deps 'datasphere>=0.10' 'envzy>=0.3' && pip install pypi-simple tabulate pyyaml pytz"
 
-#: Pause between two looks at an operation, seconds.
+#: Pause between two polls of an operation, seconds.
 POLL_SECONDS = 2.0
 #: Deadline of a call for which the SDK sets none, seconds.
 CALL_SECONDS = 60.0
 
 
 def make_sdk(channels: Channels) -> Any:
-    """A ``datasphere.SDK``.
+    """Make a ``datasphere.SDK`` that uses ``channels``.
 
-    ``SDK()`` itself would set up logging for the whole process (which closes every handler there is, also the one that
-    writes a task's log) and make a folder of log files; and its token would be shared by all connections.
+    ``SDK()`` itself configures logging for the whole process (which closes every handler, also the one that writes a
+    task's log), creates a folder of log files, and shares its token between all connections.
 
     :raises JobRequestError: the package isn't installed, or is too old.
     """
@@ -36,16 +37,16 @@ def make_sdk(channels: Channels) -> Any:
         from datasphere.sdk import SDK
     except ImportError as error:
         raise JobRequestError(
-            f"get_sdk() needs the package datasphere 0.10 or newer ({error}). It works beside this Airflow, though "
-            f"what it asks for can't be met: {INSTALL_LINE} (docs/sdk.md). get_conn() needs no such package and has "
-            "the same methods."
+            f"get_sdk() needs the package datasphere 0.10 or newer ({error}). Its pinned requirements conflict with "
+            f"Airflow's, so install it without them: {INSTALL_LINE} (docs/sdk.md). get_conn() needs no such package "
+            "and has the same methods."
         ) from None
 
     from yandex.cloud.datasphere.v2.jobs.project_job_service_pb2 import ExecuteProjectJobMetadata
     from yandex.cloud.operation.operation_service_pb2 import GetOperationRequest
 
     class ConnectionClient(Client):  # type: ignore[misc]
-        """The SDK's client; what it does beyond the connection is unchanged."""
+        """The SDK's client on this connection's channels; nothing else is changed."""
 
         def __init__(self) -> None:
             self.oauth_token = None
@@ -57,7 +58,7 @@ def make_sdk(channels: Channels) -> Any:
 
         @property
         def md(self) -> list[tuple[str, str]]:
-            """Nothing: the channels add what a call carries."""
+            """No metadata: the channels add it."""
             return []
 
         def _get_job_link(self, job: Any) -> str:
@@ -68,14 +69,14 @@ def make_sdk(channels: Channels) -> Any:
             return job_url(channels.settings.ui_endpoint, community_id, job.project_id, job.id)
 
         def _write_progress_to_file(self, op: Any) -> None:
-            # The SDK repeats it with every poll: its file of progress is this process's log here.
+            # The SDK writes it after each poll; its progress file is the process's log here, so write changes only.
             metadata = ExecuteProjectJobMetadata()
             if op.metadata.Unpack(metadata) and metadata.progress.SerializeToString() != self._progress:
                 self._progress = metadata.progress.SerializeToString()
                 super()._write_progress_to_file(op)
 
         def _poll_operation(self, op: Any, call_which_created_op: Any, *_: Any) -> Any:
-            refused_since: float | None = None
+            denied_since: float | None = None
             while True:
                 self._write_progress_to_file(op)
                 if op.done:
@@ -85,17 +86,17 @@ def make_sdk(channels: Channels) -> Any:
                 time.sleep(POLL_SECONDS)
                 try:
                     request = GetOperationRequest(operation_id=op.id)
-                    op = channels.unary("operations", "Get", request, timeout=READ_DEADLINE)
-                    refused_since = None
+                    op = channels.unary("operations", "Get", request, timeout=READ_DEADLINE_SECONDS)
+                    denied_since = None
                 except grpc.RpcError as error:
                     code = error.code().name
-                    refused_since = (refused_since or time.monotonic()) if code in DENIED else None
-                    window_over = refused_since is not None and time.monotonic() - refused_since > DENIED_WINDOW
-                    if window_over or code not in TRANSIENT | DENIED:
+                    denied_since = (denied_since or time.monotonic()) if code in DENIED else None
+                    denied_seconds = 0.0 if denied_since is None else time.monotonic() - denied_since
+                    if denied_seconds > DENIED_GRACE_SECONDS or code not in TRANSIENT | DENIED:
                         raise JobLostError(
-                            f"Operation {op.id} is out of sight ({code}: {error.details() or 'no details'}). Its job "
-                            "may go on running and costing money: look at the project's jobs, and cancel it there. "
-                            "Check that the connection's account is a Developer of the project."
+                            f"Lost access to operation {op.id} ({code}: {error.details() or 'no details'}). Its job "
+                            "may still be running and costing money: find it among the project's jobs and cancel it "
+                            "there. Check that the connection's account is a Developer of the project."
                         ) from error
 
     sdk = SDK.__new__(SDK)
@@ -105,7 +106,7 @@ def make_sdk(channels: Channels) -> Any:
 
 
 class _Stub:
-    """What the SDK takes for a generated stub: each call gets this connection's token and a deadline."""
+    """Replaces the SDK's generated stubs: each call gets this connection's token and a deadline."""
 
     def __init__(self, channels: Channels, service: Service) -> None:
         self._channels = channels
@@ -128,13 +129,13 @@ class _Method:
             return self._channels.stream(self._service, self._method, request, timeout=timeout)
         return self._channels.unary(self._service, self._method, request, timeout=timeout or CALL_SECONDS)
 
-    def with_call(self, request: Any, metadata: Any = (), timeout: float | None = None) -> tuple[Any, _Answered]:
-        """The response and its call, of which the SDK only keeps hold."""
-        return self(request, metadata, timeout), _Answered()
+    def with_call(self, request: Any, metadata: Any = (), timeout: float | None = None) -> tuple[Any, _SucceededCall]:
+        """Return the response and its call, which the SDK only keeps."""
+        return self(request, metadata, timeout), _SucceededCall()
 
 
-class _Answered:
-    """A call that was answered."""
+class _SucceededCall:
+    """A call that has succeeded."""
 
     def code(self) -> grpc.StatusCode:
         return grpc.StatusCode.OK

@@ -1,8 +1,8 @@
-"""``datasphere://[conn_id@]<job_id>/<output path or var>``: a job's output files as a read-only file system.
+"""Read-only fsspec file system of jobs' output files: ``datasphere://[conn_id@]<job_id>/<output path or var>``.
 
-Airflow finds it through the provider's ``filesystems``, fsspec (pandas, duckdb, …) through its entry point, so it
-works in ``ObjectStoragePath`` and in everything that takes fsspec URLs. Directory outputs show as directories: their
-archives are read in place, file by file.
+Airflow finds it by the provider's ``filesystems``, fsspec (pandas, duckdb, …) by its entry point, so it works in
+``ObjectStoragePath`` and wherever fsspec URLs are accepted. Directory outputs appear as directories: their archives are
+read in place, file by file.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from fsspec import AbstractFileSystem
 from fsspec.callbacks import DEFAULT_CALLBACK
-from fsspec.spec import AbstractBufferedFile
 from fsspec.utils import isfilelike
 
-from airflow_provider_datasphere.client.uri import plain_path
+from airflow_provider_datasphere.client.uri import match_file, plain_path
+from airflow_provider_datasphere.filesystems._files import DAMAGED, MemberFile, OutputFile
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,33 +29,34 @@ if TYPE_CHECKING:
     from fsspec.callbacks import Callback
     from yandex.cloud.datasphere.v2.jobs import jobs_pb2
 
-    from airflow_provider_datasphere.client.archive import Listing
-    from airflow_provider_datasphere.client.jobs import DataSphereClient
+    from airflow_provider_datasphere.client.sync_client import DataSphereClient
+    from airflow_provider_datasphere.client.transfer.archive import Listing
 
-#: For Airflow's registry of file systems.
+#: For Airflow's file system registry.
 schemes = ["datasphere"]
 
-# An ended job's files stay the same until they are cleared.
-_JOB_SECONDS = 30.0
+# An ended job's files don't change until they are cleared.
+_JOB_CACHE_SECONDS = 30.0
 _BLOCK_BYTES = 4 * 1024 * 1024
+_MEMBER_BUFFER_BYTES = 256 * 1024
 
 
 def get_fs(conn_id: str | None, storage_options: dict[str, Any] | None = None) -> DataSphereFileSystem:
-    """The file system on an Airflow connection; called by Airflow.
+    """Return the file system of an Airflow connection; called by Airflow.
 
-    :param conn_id: None for ``datasphere_default``.
+    :param conn_id: None: ``datasphere_default``.
     """
     return DataSphereFileSystem(conn_id=conn_id, **(storage_options or {}))
 
 
 class DataSphereFileSystem(AbstractFileSystem):  # type: ignore[misc]
-    """The output files of jobs; a path is ``<job_id>/<output path or var>``. Connects when it is first used.
+    """Output files of jobs; a path is ``<job_id>/<output path or var>``. Connects on first use.
 
-    What doesn't exist, isn't there yet (the job runs) or not any more (its data are cleared) raises
-    ``FileNotFoundError``, with the reason; a wrong connection or a missing role raises the provider's own exceptions.
-    Files read from beginning to end are checked against their sha256.
+    A file that doesn't exist, or not yet (the job is running), or no longer (its data are cleared) raises
+    ``FileNotFoundError`` with the reason; an invalid connection or a missing role raises the provider's exceptions.
+    Files read from beginning to end are verified by their sha256.
 
-    :param conn_id: Airflow connection; None for ``datasphere_default``.
+    :param conn_id: Airflow connection. Default: ``datasphere_default``.
     """
 
     protocol = "datasphere"
@@ -66,6 +67,7 @@ class DataSphereFileSystem(AbstractFileSystem):  # type: ignore[misc]
         self._conn_id = conn_id
         self._client: DataSphereClient | None = None
         self._jobs: dict[str, tuple[float, jobs_pb2.Job]] = {}
+        self._sizes: dict[tuple[str, ...], int] = {}
         self._listings: dict[tuple[str, str], Listing] = {}
 
     @classmethod
@@ -94,16 +96,16 @@ class DataSphereFileSystem(AbstractFileSystem):  # type: ignore[misc]
         return self._client
 
     def invalidate_cache(self, path: str | None = None) -> None:
-        """Ask the service again when a job is looked at next."""
+        """Forget cached jobs: read them from the service on next use."""
         self._jobs.clear()
         super().invalidate_cache(path)
 
-    # Looking ----------------------------------------------------------------------------------------------------
+    # Listing ----------------------------------------------------------------------------------------------------
 
     def ls(self, path: str, detail: bool = True, **kwargs: Any) -> list[Any]:
-        """The entries of a job or of a directory in it.
+        """List a job or a directory in it.
 
-        :raises FileNotFoundError: there is nothing of that name.
+        :raises FileNotFoundError: the path doesn't exist.
         """
         job, rest = self._locate(path)
         entries = {entry["name"]: entry for entry in self._children(job, rest)}
@@ -115,11 +117,12 @@ class DataSphereFileSystem(AbstractFileSystem):  # type: ignore[misc]
         return listed if detail else [entry["name"] for entry in listed]
 
     def info(self, path: str, **kwargs: Any) -> dict[str, Any]:
-        """Size, type, sha256 and var of one entry; exact path first, then the same path written otherwise, then var.
+        """Return size, type, sha256 and var of one entry, found as :func:`match_file` does.
 
-        :raises FileNotFoundError: there is nothing of that name.
+        :raises FileNotFoundError: the path doesn't exist.
         """
-        from airflow_provider_datasphere.client.archive import Member
+        from airflow_provider_datasphere.client.model import is_archive
+        from airflow_provider_datasphere.client.transfer.archive import Member
 
         job, rest = self._locate(path)
         if not plain_path(rest):
@@ -128,7 +131,8 @@ class DataSphereFileSystem(AbstractFileSystem):  # type: ignore[misc]
         if isinstance(found, Member):
             return {**self._directory(job, rest), "type": "file", "size": found.size_bytes}
         if found is not None:
-            return self._entry(job, found, rest)
+            entry = self._entry(job, found, rest)
+            return entry if is_archive(found) else {**entry, "size": self._size(job, found)}
         if any(True for _ in self._children(job, rest)):
             return self._directory(job, rest)
         names = ", ".join(file.desc.path for file in job.output_files) or "none"
@@ -137,7 +141,7 @@ class DataSphereFileSystem(AbstractFileSystem):  # type: ignore[misc]
         )
 
     def exists(self, path: str, **kwargs: Any) -> bool:
-        """Whether there is something of that name. Unlike fsspec's own it doesn't say no to all that goes wrong."""
+        """Return whether the path exists. Unlike fsspec's default, other errors are raised."""
         try:
             self.info(path, **kwargs)
         except FileNotFoundError:
@@ -145,20 +149,20 @@ class DataSphereFileSystem(AbstractFileSystem):  # type: ignore[misc]
         return True
 
     def isfile(self, path: str) -> bool:
-        """Whether there is a file of that name; as :meth:`exists`."""
+        """Return whether the path is a file; raises like :meth:`exists`."""
         try:
             return bool(self.info(path)["type"] == "file")
         except FileNotFoundError:
             return False
 
     def created(self, path: str) -> Any:
-        """When the job ended."""
+        """Return when the job ended."""
         return self.info(path)["created"]
 
     modified = created
 
     def ukey(self, path: str) -> str:
-        """The file's sha256 where the job records it."""
+        """Return the file's sha256, if recorded."""
         found = self.info(path)
         return str(found.get("sha256") or super().ukey(path))
 
@@ -170,54 +174,56 @@ class DataSphereFileSystem(AbstractFileSystem):  # type: ignore[misc]
 
     def _job(self, job_id: str) -> jobs_pb2.Job:
         from airflow_provider_datasphere.client.errors import DataSphereError, ResultsError
-        from airflow_provider_datasphere.client.results import require_results
-        from airflow_provider_datasphere.exceptions import translated
+        from airflow_provider_datasphere.client.rpc import error_code
+        from airflow_provider_datasphere.client.transfer.selection import require_results
+        from airflow_provider_datasphere.exceptions import airflow_exceptions
 
         at, job = self._jobs.get(job_id, (0.0, None))
-        if job is None or time.monotonic() - at > _JOB_SECONDS:
-            with translated():
+        if job is None or time.monotonic() - at > _JOB_CACHE_SECONDS:
+            with airflow_exceptions():
                 try:
                     job = self.client.get(job_id)
                     require_results(job)
                 except DataSphereError as error:
-                    if isinstance(error, ResultsError) or _says_not_found(error):
+                    if isinstance(error, ResultsError) or error_code(error) == "NOT_FOUND":
                         raise FileNotFoundError(errno.ENOENT, str(error), f"{self.protocol}://{job_id}") from error
-                    # fsspec takes "not found" for an empty folder; of a refused credential that would be a lie.
+                    # fsspec takes FileNotFoundError for an empty folder, which would be wrong for a refused credential.
                     raise
             self._jobs[job_id] = (time.monotonic(), job)
         return job
 
     def _find(self, job: jobs_pb2.Job, rest: str) -> Any:
-        """The ``File``, or the ``Member`` of a directory output's archive, that ``rest`` names; None if none does."""
+        """Return the ``File``, or the ``Member`` of a directory output's archive, at ``rest``; None: there is none."""
         plain = plain_path(rest)
-        for named, wanted in ((_path, rest), (_place, plain), (_var, rest)):
-            for file in job.output_files:
-                if wanted and named(file) == wanted:
-                    return file
+        file = match_file(job, rest)
+        if file is not None:
+            return file
         archive, base = self._archive_at(job, plain)
         if archive is None:
             return None
         inner = plain[len(base) + 1 :] if base else plain
-        return next((member for member in self._listing(job, archive).files if str(member.path) == inner), None)
+        return next((member for member in self._listing(job, archive).files if member.path == inner), None)
 
     def _archive_at(self, job: jobs_pb2.Job, plain: str) -> tuple[jobs_pb2.File | None, str]:
-        """The directory output that the plain path is or lies in, and by which name it is called there.
+        """Return the directory output that is or contains the plain path, and the prefix that names it there.
 
-        That name is empty where the directory is the working folder itself, in which everything else lies.
+        The prefix is empty if the directory is the job's working folder, which contains everything else.
         """
-        archives = [file for file in job.output_files if _is_archive(file)]
-        for named in (_place, _var):
+        from airflow_provider_datasphere.client.model import is_archive
+
+        archives = [file for file in job.output_files if is_archive(file)]
+        for named in (_plain_path, _var):
             for file in archives:
                 if named(file) and f"{plain}/".startswith(f"{named(file)}/"):
                     return file, named(file)
-        return next((file for file in archives if not _place(file)), None), ""
+        return next((file for file in archives if not _plain_path(file)), None), ""
 
     def _children(self, job: jobs_pb2.Job, rest: str) -> Iterator[dict[str, Any]]:
         plain = plain_path(rest)
         prefix = f"{plain}/" if plain else ""
         for file in job.output_files:
-            if _place(file) and _place(file).startswith(prefix):
-                yield self._child(job, prefix, _place(file), self._entry(job, file, _place(file)))
+            if _plain_path(file) and _plain_path(file).startswith(prefix):
+                yield self._child(job, prefix, _plain_path(file), self._entry(job, file, _plain_path(file)))
         archive, base = self._archive_at(job, plain)
         if archive is not None:
             listing = self._listing(job, archive)
@@ -243,31 +249,52 @@ class DataSphereFileSystem(AbstractFileSystem):  # type: ignore[misc]
         return {"name": name, "size": 0, "type": "directory", "created": ended, "mtime": ended.timestamp()}
 
     def _entry(self, job: jobs_pb2.Job, file: jobs_pb2.File, rest: str) -> dict[str, Any]:
+        from airflow_provider_datasphere.client.model import is_archive
+
         entry = {**self._directory(job, rest), "var": file.desc.var or None, "sha256": file.sha256}
-        return entry if _is_archive(file) else {**entry, "type": "file", "size": file.size_bytes}
+        return entry if is_archive(file) else {**entry, "type": "file", "size": file.size_bytes}
 
     # Reading ----------------------------------------------------------------------------------------------------
 
-    def _reader(self, job: jobs_pb2.Job, file: jobs_pb2.File) -> Any:
-        from airflow_provider_datasphere.client.links import Link, RangeReader
+    def _size(self, job: jobs_pb2.Job, file: jobs_pb2.File) -> int:
+        """Return a file's size in bytes; from the storage if the job didn't record it."""
+        from airflow_provider_datasphere.client.transfer.presigned_url import (
+            PresignedUrl,
+            file_key,
+            measured_size,
+            recorded_size,
+        )
 
-        return RangeReader(self.client.http, Link(self.client, job.id, file), file.size_bytes)
+        size = recorded_size(file)
+        if size is not None:
+            return size
+        key = (job.id, *file_key(file))
+        if key not in self._sizes:
+            self._sizes[key] = measured_size(self.client.http, PresignedUrl(self.client, job.id, file))
+        return self._sizes[key]
+
+    def _reader(self, job: jobs_pb2.Job, file: jobs_pb2.File) -> Any:
+        from airflow_provider_datasphere.client.transfer.presigned_url import PresignedUrl, RangeReader
+
+        return RangeReader(self.client.http, PresignedUrl(self.client, job.id, file), self._size(job, file))
 
     def _archive(self, job: jobs_pb2.Job, file: jobs_pb2.File, buffer_bytes: int) -> zipfile.ZipFile:
         try:
             return zipfile.ZipFile(cast("Any", io.BufferedReader(self._reader(job, file), buffer_bytes)))
-        except zipfile.BadZipFile as error:
+        except DAMAGED as error:
             raise OSError(errno.EIO, f"The directory {file.desc.path} of job {job.id} is damaged: {error}") from error
 
     def _listing(self, job: jobs_pb2.Job, file: jobs_pb2.File) -> Listing:
-        from airflow_provider_datasphere.client.archive import list_archive
         from airflow_provider_datasphere.client.errors import ResultsError
+        from airflow_provider_datasphere.client.transfer.archive import list_archive
 
         key = (job.id, file.desc.path)
         if key not in self._listings:
             with self._archive(job, file, 64 * 1024) as archive:
                 try:
-                    self._listings[key] = list_archive(archive, _place(file).rpartition("/")[2], file.size_bytes)
+                    self._listings[key] = list_archive(
+                        archive, _plain_path(file).rpartition("/")[2], self._size(job, file)
+                    )
                 except ResultsError as error:
                     raise OSError(
                         errno.EIO, f"The directory {file.desc.path} of job {job.id} can't be used: {error}"
@@ -275,7 +302,7 @@ class DataSphereFileSystem(AbstractFileSystem):  # type: ignore[misc]
         return self._listings[key]
 
     def _open(self, path: str, mode: str = "rb", block_size: int | None = None, **kwargs: Any) -> Any:
-        from airflow_provider_datasphere.client.archive import Member
+        from airflow_provider_datasphere.client.transfer.archive import Member
 
         if mode != "rb":
             self._refuse(path)
@@ -284,17 +311,17 @@ class DataSphereFileSystem(AbstractFileSystem):  # type: ignore[misc]
         if isinstance(found, Member):
             file, _ = self._archive_at(job, plain_path(rest))
             assert file is not None
-            # The open member keeps the archive's file open; closing the archive itself then loses nothing.
+            # The open member keeps the archive's file open when the archive is closed.
             with self._archive(job, file, 1024 * 1024) as archive:
-                return archive.open(found.info)
+                return io.BufferedReader(MemberFile(archive, found, path), _MEMBER_BUFFER_BYTES)
         entry = self.info(path)
         if found is None or entry["type"] == "directory":
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
         kwargs.setdefault("cache_type", "readahead")
-        # "size" comes where an open file was pickled; the job knows it.
+        # "size" is passed when an open file is unpickled; the job has it.
         for name in ("cache_options", "autocommit", "size"):
             kwargs.pop(name, None)
-        return _OutputFile(
+        return OutputFile(
             self, path, self._reader(job, found), block_size=block_size or _BLOCK_BYTES, size=entry["size"], **kwargs
         )
 
@@ -306,72 +333,36 @@ class DataSphereFileSystem(AbstractFileSystem):  # type: ignore[misc]
         outfile: Any = None,
         **kwargs: Any,
     ) -> None:
-        """Download one file; it gets its name when it is complete and checked.
+        """Download one file; it gets its name when it is complete and verified.
 
-        :param lpath: its path, or an open file to write to.
+        :param lpath: local path, or an open file to write to.
         """
         if outfile is not None or isfilelike(lpath) or self.isdir(rpath):
             super().get_file(rpath, lpath, callback=callback, outfile=outfile, **kwargs)
             return
         target = Path(lpath)
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name}.{os.getpid()}.part")
+        # Hashed: the target's name may have the maximum length of names already.
+        name = hashlib.sha256(target.name.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+        partial = target.with_name(f".{name}.{os.getpid()}.part")
         try:
             super().get_file(rpath, str(partial), callback=callback, **kwargs)
             partial.replace(target)
         finally:
             partial.unlink(missing_ok=True)
 
-    # Writing isn't ----------------------------------------------------------------------------------------------
+    # Writing: refused -------------------------------------------------------------------------------------------
 
     def _refuse(self, path: str, *_: Any, **__: Any) -> NoReturn:
-        raise OSError(errno.EROFS, "The files of a DataSphere job can't be changed", path)
+        raise OSError(errno.EROFS, "The files of a DataSphere job are read-only", path)
 
     cp_file = _rm = rm_file = mkdir = makedirs = rmdir = touch = put_file = mv = _refuse
 
 
-class _OutputFile(AbstractBufferedFile):  # type: ignore[misc]
-    def __init__(self, fs: DataSphereFileSystem, path: str, reader: Any, **options: Any) -> None:
-        super().__init__(fs, path, mode="rb", **options)
-        self._reader = reader
-        self._sha256 = hashlib.sha256()
-        self._hashed = 0
-
-    def _fetch_range(self, start: int, end: int) -> bytes:
-        data = bytes(self._reader.fetch(start, min(end, self.size)))
-        if start <= self._hashed < start + len(data):
-            self._sha256.update(data[self._hashed - start :])
-            self._hashed = start + len(data)
-            expected = self._reader.file.sha256.lower()
-            if self._hashed == self.size and expected and self._sha256.hexdigest() != expected:
-                raise OSError(
-                    errno.EIO, f"Its sha256 is {self._sha256.hexdigest()}, the job records {expected}", self.path
-                )
-        return data
-
-
-def _says_not_found(error: Exception) -> bool:
-    import grpc
-
-    call = error.__cause__
-    return isinstance(call, grpc.RpcError) and call.code() is grpc.StatusCode.NOT_FOUND
-
-
-def _path(file: jobs_pb2.File) -> str:
-    path: str = file.desc.path
-    return path
-
-
-def _place(file: jobs_pb2.File) -> str:
+def _plain_path(file: jobs_pb2.File) -> str:
     return plain_path(file.desc.path)
 
 
 def _var(file: jobs_pb2.File) -> str:
     var: str = file.desc.var
     return var
-
-
-def _is_archive(file: jobs_pb2.File) -> bool:
-    from yandex.cloud.datasphere.v2.jobs import jobs_pb2
-
-    return file.compression_type == jobs_pb2.ZIP

@@ -1,7 +1,7 @@
 """The class behind ``UPath("datasphere://…")``, and thus behind Airflow 3's ``ObjectStoragePath``.
 
-It adds nothing. That there is one spares users the warning that the protocol is unknown, and universal_pathlib, which
-loads this module first, takes the layout of the paths from the file system's own class.
+It adds nothing, but prevents the warning about an unknown protocol, and registers the file system's class, from which
+universal_pathlib takes the layout of paths.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The connection form of Airflow below 3.2, made from the provider's metadata."""
+"""Connection form for Airflow below 3.2, from the provider's metadata."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from airflow_provider_datasphere.get_provider_info import CONNECTION_FIELDS, HID
 
 
 def form_widgets() -> dict[str, Any]:
-    """The form's own fields, as wtforms fields by name."""
+    """Return the form's fields as wtforms fields by name."""
     from flask_appbuilder.fieldwidgets import BS3PasswordFieldWidget, BS3TextFieldWidget
     from wtforms import BooleanField, PasswordField, StringField
 
@@ -24,5 +24,5 @@ def form_widgets() -> dict[str, Any]:
 
 
 def field_behaviour() -> dict[str, Any]:
-    """Which of the usual fields are hidden, and what stands in the empty ones."""
+    """Return the hidden standard fields and the placeholders."""
     return {"hidden_fields": HIDDEN_FIELDS, "relabeling": {}, "placeholders": PLACEHOLDERS}

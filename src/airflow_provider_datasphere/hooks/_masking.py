@@ -1,4 +1,4 @@
-"""Telling Airflow which strings are secrets, wherever a token happens to arrive."""
+"""Registration of secrets with Airflow's maskers, from any thread or event loop."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from airflow_provider_datasphere import compat
 
-#: Every masker there is in this process; since 3.1 Airflow has one for tasks and one for its own services.
+#: All maskers of this process; since 3.1 Airflow has one for tasks and one for its services.
 _MASKERS: tuple[str, ...]
 if compat.AIRFLOW_V_3_1_PLUS:
     _MASKERS = ("airflow.sdk._shared.secrets_masker", "airflow._shared.secrets_masker")
@@ -20,45 +20,45 @@ elif compat.AIRFLOW_V_3_0_PLUS:
 else:
     _MASKERS = ("airflow.utils.log.secrets_masker",)
 
-_telling: set[asyncio.Task[Any]] = set()
-#: What was told already, as (process id, hash): a thousand triggers of one connection need no thousand messages.
-_told: set[tuple[int, int]] = set()
+_pending: set[asyncio.Task[Any]] = set()
+#: Registered secrets, as (process id, hash): a thousand triggers of one connection send one message.
+_registered: set[tuple[int, int]] = set()
 
 
 def mask_token(token: str) -> bool:
-    """Have Airflow mask a token in logs.
+    """Make Airflow mask a token in logs.
 
-    The process that writes a task's log is another one in Airflow 3, and the line to it isn't safe to use from just
-    any thread (there is no lock in 3.0 and 3.1): only the main thread tells it, or in a triggerer the event loop.
+    In Airflow 3 another process writes a task's log, and the channel to it isn't thread-safe (3.0 and 3.1 have no
+    lock): only the main thread may use it, or in a triggerer the event loop.
 
-    :return: False if that process couldn't be told from here; to be called again from elsewhere.
+    :return: False if it can't be registered in that process from this thread: call it again from another one.
     """
     mark = (os.getpid(), hash(token))
-    if mark in _told:
+    if mark in _registered:
         return True
     _mask_here(token)
     if not compat.AIRFLOW_V_3_0_PLUS:
-        _told.add(mark)
+        _registered.add(mark)
         return True
     try:
         loop = asyncio.get_running_loop()
     except RuntimeError:
         if threading.current_thread() is not threading.main_thread():
             return False
-        _told.add(mark)
+        _registered.add(mark)
         with suppress(Exception):
             compat.mask_secret(token)
         return True
-    _told.add(mark)
-    # Not awaited: a call must not wait for a log's sake. Not cancelled: half a message would break the line for all.
-    task = loop.create_task(_tell(token))
-    _telling.add(task)
-    task.add_done_callback(_telling.discard)
+    _registered.add(mark)
+    # Not awaited: no call should wait for it. Not cancelled: half a message would break the channel.
+    task = loop.create_task(_register(token))
+    _pending.add(task)
+    task.add_done_callback(_pending.discard)
     return True
 
 
 def mask_secrets(secrets: tuple[str, ...]) -> None:
-    """Have Airflow mask a connection's own secrets; what couldn't be told from here stays masked in this process."""
+    """Make Airflow mask a connection's secrets: at least in this process, see :func:`mask_token`."""
     for secret in secrets:
         mask_token(secret)
 
@@ -69,7 +69,7 @@ def _mask_here(secret: str) -> None:
             import_module(name)._secrets_masker().add_mask(secret)
 
 
-async def _tell(secret: str) -> None:
+async def _register(secret: str) -> None:
     with suppress(Exception):
         comms = getattr(import_module("airflow.sdk.execution_time.task_runner"), "SUPERVISOR_COMMS", None)
         if comms is not None:

@@ -1,4 +1,4 @@
-"""The button that leads from a task's page to its job's."""
+"""Link from a task's page to its job's page."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ log = logging.getLogger(__name__)
 
 
 class DataSphereJobLink(BaseOperatorLink):
-    """Link to the job's page, from the XCom ``job_url`` that the operators push as soon as there is a job.
+    """Link to the job's page, from the XCom ``job_url`` that operators push as soon as the job exists.
 
-    Airflow 3 asks for it on the worker when the task ends or defers, and shows what was pushed as
-    ``_link_DataSphereJobLink`` before; Airflow 2 asks when the page is shown.
+    Airflow 3 calls it on the worker when the task ends or defers, and until then shows the XCom
+    ``_link_DataSphereJobLink``; Airflow 2 calls it when the page is shown.
     """
 
-    #: The XCom that it reads.
+    #: XCom key of the job's URL.
     url_key = "job_url"
-    #: Where Airflow 3 keeps a link; an operator that pushes it itself has the button while the task is running.
+    #: XCom key of a link in Airflow 3; operators push it so that running tasks have the button.
     link_key = "_link_DataSphereJobLink"
 
     @property
@@ -31,9 +31,13 @@ class DataSphereJobLink(BaseOperatorLink):
         return "DataSphere job"
 
     def get_link(self, operator: Any, *, ti_key: TaskInstanceKey) -> str:
-        """The job's page, empty while there is none. Never fails: the link isn't worth a task."""
+        """Return the URL of the job's page; empty while there is no job. Never fails."""
+        guard = getattr(operator, "_guard", None)
+        if guard is not None and guard.never_had_a_job:
+            # Airflow 3 would log the error "XCom not found" below the task's own.
+            return ""
         try:
             return XCom.get_value(ti_key=ti_key, key=self.url_key) or ""
         except Exception:
-            log.debug("The job's link can't be read.", exc_info=True)
+            log.debug("Failed to read the job's link.", exc_info=True)
             return ""

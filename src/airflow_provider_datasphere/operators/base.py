@@ -1,48 +1,69 @@
-"""What every task that owns a job does: wait for it, on a worker or deferred, and end it when it is killed itself."""
+"""Base class of operators that run a job: wait for it, on the worker or deferred, and cancel it when killed."""
 
 from __future__ import annotations
 
-import sys
-import threading
 import time
 from abc import abstractmethod
 from collections.abc import Collection
-from contextlib import suppress
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from airflow_provider_datasphere import killing
+from airflow_provider_datasphere.arguments import LONGEST_TIMEOUT, as_seconds
+from airflow_provider_datasphere.client import errors
+from airflow_provider_datasphere.client.cancel_reason import (
+    DEFERRAL_ENDED,
+    TIMED_OUT_WHILE_DEFERRED,
+    cancelled_by_task,
+)
 from airflow_provider_datasphere.compat import (
     AIRFLOW_V_3_0_PLUS,
-    AirflowSkipException,
     AirflowTaskTimeout,
     BaseOperator,
-    current_context,
+    deferral_timed_out,
+    delete_return_value,
     resumed_by_this_try,
-    task_state,
 )
-from airflow_provider_datasphere.exceptions import DataSphereError, JobLostError, airflow_side, translated
-from airflow_provider_datasphere.generation import has_a_try_left
+from airflow_provider_datasphere.exceptions import (
+    JobCancelledError,
+    JobInfrastructureError,
+    JobLostError,
+    airflow_exceptions,
+)
+from airflow_provider_datasphere.generation import StateStore
 from airflow_provider_datasphere.hooks.datasphere import DataSphereHook
 from airflow_provider_datasphere.links.jobs import DataSphereJobLink
+from airflow_provider_datasphere.operators.job_guard import JobGuard
+from airflow_provider_datasphere.task_context import can_defer, require_task
+from airflow_provider_datasphere.task_result import report_outcome
+from airflow_provider_datasphere.triggers.event import JobEvent
 
 if TYPE_CHECKING:
-    from airflow_provider_datasphere.client.jobs import DataSphereClient
-    from airflow_provider_datasphere.client.outcome import JobHandle
+    from airflow_provider_datasphere.client import cancellation
+    from airflow_provider_datasphere.client.model import JobHandle
+    from airflow_provider_datasphere.client.monitoring.outcome import OutcomePolicy
+    from airflow_provider_datasphere.client.submission.reattach import SubmittedJob
+    from airflow_provider_datasphere.client.sync_client import DataSphereClient
     from airflow_provider_datasphere.compat import Context
+
+#: How much later than the trigger's deadline Airflow's own timeout of the deferral is, seconds.
+DEFERRAL_TIMEOUT_MARGIN_SECONDS = 300.0
+#: How much earlier than Airflow 2 the trigger ends the deferral at ``execution_timeout``, seconds.
+AIRFLOW_2_DEADLINE_MARGIN_SECONDS = 5.0
 
 
 class JobOperator(BaseOperator):
-    """A task that owns one job. A subclass says how the job is come by, and has the arguments named below.
+    """A task that owns one job. Subclasses implement :meth:`_get_or_create_job`, and have the arguments named below.
 
-    They are arguments of the subclass itself, since a DAG's ``default_args`` reach only those that a class names.
+    These are parameters of each subclass, since a DAG's ``default_args`` apply only to those that a class names.
     """
 
     wait_for_completion: bool
     deferrable: bool
+    start_timeout: timedelta | float | None
     poll_interval: float
     stream_logs: bool
-    on_kill_action: killing.OnKillAction
+    on_kill_action: cancellation.OnKillAction
     reattach: bool
     fail_on_missing_outputs: bool
     skip_on_exit_code: int | Collection[int] | None
@@ -50,151 +71,195 @@ class JobOperator(BaseOperator):
 
     operator_extra_links = (DataSphereJobLink(),)
     ui_color = "#dbe9ff"
-    # An Event can't be copied; Airflow copies operators with their DAG (3.0's dag.test(), partial_subset).
-    shallow_copy_attrs = ("_killed",)
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._context: Context | None = None
-        self._client: DataSphereClient | None = None
-        self._job_id: str | None = None
-        self._link: str | None = None
-        self._started = False
-        self._timed_out = False
-        self._killed = threading.Event()
-        self._resumed = False
-        self._began: float | None = None
-        self._ended: dict[tuple[str, bool], object] = {}
-        self._left_running = False
+        self._guard = JobGuard()
+        self._try_started_at: float | None = None
 
     @abstractmethod
-    def _obtain(self, context: Context, client: DataSphereClient) -> tuple[JobHandle, bool]:
-        """The running job of the task's generation, and whether an earlier try started it.
+    def _get_or_create_job(
+        self,
+        context: Context,
+        client: DataSphereClient,
+        *,
+        wait_for_room: bool = True,
+        first_execute_at: float | None = None,
+    ) -> SubmittedJob:
+        """Return the job of the task's generation: one that an earlier try created, or a new one.
 
-        Tells :meth:`_has_job` its id as soon as there is one.
+        Calls ``publish_job`` of :attr:`_guard` as soon as the job exists.
+
+        :param wait_for_room: wait here while the service has no room for it; otherwise it is returned as ``queued``.
+        :param first_execute_at: when this try began to wait for room, epoch seconds, if it did: an unstarted job of
+            this try may be there.
         """
+
+    @abstractmethod
+    def find_unfinished_jobs(self, context: Context, client: DataSphereClient) -> list[tuple[str, bool]]:
+        """Return the ids of the jobs of the task's generation that aren't over, and whether each was started."""
 
     # The task ----------------------------------------------------------------------------------------------------
 
     def execute(self, context: Context) -> str:
-        from airflow_provider_datasphere.client.service import Interrupted
+        require_task(self, context)
+        self._guard.begin(context)
+        return self._run(context)
 
-        self._context, self._resumed, self._started = context, False, False
+    def _run(self, context: Context, first_execute_at: float | None = None) -> str:
+        """Submit the job and wait for it, here or in the triggerer.
+
+        :param first_execute_at: as of :meth:`_get_or_create_job`.
+        """
+        guard = self._guard
         try:
-            with translated():
-                self._client = client = DataSphereHook(self.datasphere_conn_id).get_conn()
-                if self._killed.is_set():
-                    client.interrupt()  # the kill came before there was anything to interrupt
-                handle, found = self._obtain(context, client)
-                self._started = True
-                if handle.operation_id is not None:
-                    context["ti"].xcom_push(key="operation_id", value=handle.operation_id)
-                client.pause(0)
-                if not self.wait_for_completion:
-                    self.log.info("Job %s is started; not waiting for it.", handle.job_id)
-                    return handle.job_id
-                if self.deferrable and not self._over(handle):
-                    self._defer(context, handle)
-                return self._wait(context, handle, from_start=not found)
-        except DataSphereError as error:
-            if isinstance(error.__cause__, Interrupted):
-                raise self._end_of_killed_try() from error
-            raise
+            with airflow_exceptions():
+                guard.client = client = DataSphereHook(self.datasphere_conn_id).get_conn()
+                if guard.killed.is_set():
+                    client.interrupt()  # on_kill() came before there was a client
+                may_defer = self.deferrable and can_defer(self, context)
+                submitted = self._get_or_create_job(
+                    context, client, wait_for_room=not may_defer, first_execute_at=first_execute_at
+                )
+                if submitted.queued is not None:
+                    client.pause(0)
+                    self._defer(context, submitted.handle, queued=submitted.queued)
+                return self._continue(context, client, submitted, may_defer=may_defer)
+        except BaseException as error:
+            guard.raise_final_error(self, error)
         finally:
-            if self._killed.is_set():
-                self._end_job_unless_left()
+            if guard.killed.is_set():
+                guard.end_job_unless_kept(self)
+
+    def _continue(self, context: Context, client: DataSphereClient, submitted: SubmittedJob, *, may_defer: bool) -> str:
+        handle = submitted.handle
+        self._guard.started = True
+        if handle.operation_id is not None:
+            context["ti"].xcom_push(key="operation_id", value=handle.operation_id)
+        client.pause(0)
+        if not self.wait_for_completion:
+            self.log.info("Started job %s; not waiting for its end (wait_for_completion=False).", handle.job_id)
+            return handle.job_id
+        if may_defer and not self._has_ended(handle):
+            self._defer(context, handle)
+        return self._wait(context, handle, from_start=not submitted.reattached)
 
     def execute_complete(self, context: Context, event: dict[str, Any] | None = None) -> str:
-        """Resume after the triggerer has seen the end of the job (or of the task's time)."""
-        self._context = context
-        event = event or {}
-        status, job_id = event.get("status"), event.get("job_id")
-        if status not in ("ended", "timeout", "lost") or not job_id:
-            raise DataSphereError(f"The trigger sent an event that this operator doesn't know: {event!r}.")
-        self._link = event.get("link")
-        if status == "ended" or event.get("cancelled"):
+        """Resume after the trigger has fired: the job is over, or its time is, or it can't be started or watched."""
+        guard = self._guard
+        guard.begin(context, resumed=True)
+        fired = JobEvent.parse(event)
+        guard.job_id, guard.link = fired.job_id, fired.link
+        if fired.status == "not_started":
+            return self._submit_again(context, fired)
+        guard.started = True
+        if fired.status == "ended" or fired.cancelled:
             # Nothing is left for on_kill() to do.
-            self._ended[job_id, True] = None
-        if status == "timeout":
-            self._job_id, self._started = job_id, True
-            self._end_job("execution_timeout passed while the task was deferred")
-            raise AirflowTaskTimeout(f"execution_timeout passed while job {job_id} ran; {event.get('message')}")
-        if status == "lost":
-            raise JobLostError(event.get("message") or f"Job {job_id} is out of sight.")
+            guard.mark_job_ended(fired.job_id)
+        if fired.status in ("timeout", "start_timeout"):
+            self._raise_timeout(fired)
+        if fired.status == "lost":
+            raise JobLostError(fired.message)
 
-        from airflow_provider_datasphere.client.outcome import JobHandle
+        from airflow_provider_datasphere.client.model import JobHandle
 
-        with translated():
-            # The log has been read in the triggerer.
-            return self._wait(context, JobHandle(job_id, event.get("operation_id")), from_start=False, logs=False)
+        try:
+            with airflow_exceptions():
+                self._record_start(context, fired)
+                if fired.status == "started":
+                    self.log.info("Started job %s; not waiting for its end (wait_for_completion=False).", fired.job_id)
+                    return fired.job_id
+                # The log has been read in the triggerer.
+                handle = JobHandle(
+                    fired.job_id,
+                    fired.operation_id,
+                    first_execute_at=fired.first_execute_at,
+                    accepted_at=fired.accepted_at,
+                )
+                return self._wait(context, handle, from_start=False, logs=False)
+        except BaseException as error:
+            guard.raise_final_error(self, error)
+
+    def _submit_again(self, context: Context, fired: JobEvent) -> str:
+        """Do on the worker what the triggerer couldn't: it starts jobs, but doesn't create any."""
+        guard = self._guard
+        guard.started = False
+        if fired.error == "JobCancelledError":
+            guard.over = True
+            raise JobCancelledError(fired.message)
+        if fired.error is not None:
+            guard.raise_final_error(self, JobInfrastructureError(fired.message))
+        self.log.info("Job %s wasn't started in the triggerer: %s", fired.job_id, fired.message)
+        guard.job_id = None
+        return self._run(context, first_execute_at=fired.first_execute_at)
+
+    def _raise_timeout(self, fired: JobEvent) -> NoReturn:
+        guard = self._guard
+        if fired.cancelled:
+            guard.record_own_cancel(self)
+        if fired.status == "timeout":
+            guard.end_job(self, TIMED_OUT_WHILE_DEFERRED)
+            raise AirflowTaskTimeout(f"execution_timeout passed while job {fired.job_id} ran; {fired.message}")
+        guard.raise_final_error(self, guard.cancelled_for_start_timeout(self, JobInfrastructureError(fired.message)))
+
+    def _record_start(self, context: Context, fired: JobEvent) -> None:
+        """Publish what the triggerer has found out about the start of a job that waited for room."""
+        if fired.operation_id is None or fired.accepted_at is None or not fired.queued:
+            return
+        context["ti"].xcom_push(key="operation_id", value=fired.operation_id)
+        if self.reattach and (store := StateStore.of(context, self)) is not None:
+            store.add(operation_id=fired.operation_id, accepted_at=fired.accepted_at)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
-        """A net under the trigger: if Airflow ends the deferral itself, ``execute_complete`` isn't called."""
+        """Keep or cancel the job if Airflow itself ended the deferral: it then doesn't call ``execute_complete``."""
         if not resumed_by_this_try(next_kwargs, context):
-            self._began = time.time()
+            self._try_started_at = time.time()
             return self.execute(context)
-        self._context, self._resumed = context, True
+        guard = self._guard
+        guard.begin(context, resumed=True)
         if next_method == "__fail__":
-            timed_out = "timeout" in str((next_kwargs or {}).get("error", "")).lower()
-            if timed_out or not self._picked_up(context):
-                self._remember_job(context)
-                self._end_job("Airflow ended the wait for it")
+            timed_out = deferral_timed_out(next_method, next_kwargs)
+            guard.restore_job()
+            if not timed_out and guard.will_reattach(self):
+                self.log.warning(
+                    "An error ended the deferral. %s keeps running, and the next try attaches to it.", guard.label
+                )
+            else:
+                guard.end_job(self, TIMED_OUT_WHILE_DEFERRED if timed_out else DEFERRAL_ENDED)
         return super().resume_execution(next_method, next_kwargs, context)
 
     def on_kill(self) -> None:
-        """End the job as ``on_kill_action`` says, unless a later try goes on with it.
-
-        Called by a signal handler, by Airflow after a timeout, and possibly twice.
-        """
-        if isinstance(sys.exc_info()[1], AirflowTaskTimeout):
-            # Airflow calls from where it handles the timeout: no person has come.
-            self._timed_out = True
-        if self._context is None:
-            # Airflow 2 doesn't even begin to resume a task whose time is up.
-            with suppress(Exception):
-                self._context, self._resumed = current_context(), True
-        worker = threading.Thread(target=self._on_kill, name="datasphere-on-kill", daemon=True)
-        worker.start()
-        # Not longer: the task is killed for good about five seconds after the signal.
-        worker.join(killing.ASK_SECONDS + killing.CANCEL_SECONDS + 0.5)
+        """End the job as ``on_kill_action`` says, unless a later try will reattach to it."""
+        self._guard.on_kill(self)
 
     # Steps -------------------------------------------------------------------------------------------------------
 
-    def _has_job(self, context: Context, job_id: str) -> None:
-        """There is a job: tell everybody who may need it, whatever becomes of the task."""
-        if job_id == self._job_id:
-            return
-        assert self._client is not None
-        self._job_id = job_id
-        ti: Any = context["ti"]
-        ti.xcom_push(key="job_id", value=job_id)
-        if self.do_xcom_push:
-            # Now, not only at the end: a teardown cancels, and a download brings, the job of a failed task too.
-            ti.xcom_push(key="return_value", value=job_id)
-        self._link = self._client.job_link(job_id)
-        ti.xcom_push(key="job_url", value=self._link)
-        ti.xcom_push(key=DataSphereJobLink.link_key, value=self._link)
-        self.log.info("Job %s: %s", job_id, self._link)
+    def _has_ended(self, handle: JobHandle) -> bool:
+        """Return whether the job has ended already. On errors return False and let the triggerer poll."""
+        from airflow_provider_datasphere.client.monitoring.polling import PollState
+        from airflow_provider_datasphere.client.monitoring.status_logger import StatusLogger
+        from airflow_provider_datasphere.client.monitoring.watch import poll_until_known
 
-    def _over(self, handle: JobHandle) -> bool:
-        """Whether the job is over already. In doubt it isn't: the triggerer has the patience to find out."""
-        from airflow_provider_datasphere.client.waiting import Waiting
-        from airflow_provider_datasphere.client.watch import Narrator, look
+        client = self._guard.client
+        assert client is not None
+        state = PollState(handle, link=self._guard.link, status_logger=StatusLogger(self.log))
+        return poll_until_known(client, state, attempts=1) is not None
 
-        assert self._client is not None
-        waiting, narrator = Waiting(handle, link=self._link), Narrator(self.log)
-        while waiting.ended is None:
-            look(self._client, handle, waiting, narrator)
-            if waiting.still_running or waiting.failures:
-                return False
-            self._client.pause(waiting.delay if waiting.ended is None else 0)
-        return True
+    def _defer(self, context: Context, handle: JobHandle, *, queued: str | None = None) -> NoReturn:
+        """Wait in the triggerer.
 
-    def _defer(self, context: Context, handle: JobHandle) -> NoReturn:
-        from airflow_provider_datasphere.triggers.jobs import DataSphereJobTrigger
+        :param queued: the service's answer to Execute, where the job waits for room.
+        """
+        from airflow_provider_datasphere.triggers.jobs import DataSphereJobTrigger, deferred_here
 
-        self.log.info("Waiting for job %s in the triggerer.", handle.job_id)
+        if queued is None:
+            self.log.info("Waiting for job %s in the triggerer.", handle.job_id)
+        else:
+            self.log.info(
+                "Job %s waits for room in its project, in the triggerer: %s.", handle.job_id, queued.rstrip(".")
+            )
         deadline = self._deadline(context)
+        deferred_here.add(handle.job_id)
         self.defer(
             trigger=DataSphereJobTrigger(
                 job_id=handle.job_id,
@@ -204,118 +269,93 @@ class JobOperator(BaseOperator):
                 stream_logs=self.stream_logs,
                 deadline=deadline,
                 on_kill_action=self.on_kill_action,
-                link=self._link,
+                link=self._guard.link,
+                queued=queued,
+                project_id=self._guard.project_id,
+                first_execute_at=handle.first_execute_at,
+                accepted_at=handle.accepted_at,
+                start_deadline=self._start_deadline(handle),
+                wait_for_completion=self.wait_for_completion,
             ),
             method_name="execute_complete",
-            # A net for a triggerer that doesn't keep the deadline. Airflow's own timeout tells nobody.
-            timeout=timedelta(seconds=max(1.0, deadline - time.time()) + 300) if deadline is not None else None,
+            timeout=None if deadline is None else _deferral_timeout(deadline),
         )
 
+    @property
+    def _start_seconds(self) -> float | None:
+        return as_seconds(self.start_timeout)
+
+    def _start_deadline(self, handle: JobHandle) -> float | None:
+        """Return until when the job must compute, epoch seconds; counted from now where its start isn't known."""
+        seconds = self._start_seconds
+        return None if seconds is None else (handle.first_execute_at or time.time()) + seconds
+
     def _deadline(self, context: Context) -> float | None:
-        """When ``execution_timeout`` of this try is over, in epoch seconds."""
-        if self.execution_timeout is None:
+        """Return when ``execution_timeout`` of this try passes, in epoch seconds; ``None`` for never."""
+        if self.execution_timeout is None or self.execution_timeout > LONGEST_TIMEOUT:
             return None
         ti: Any = context["ti"]
         # Where Airflow has begun this try with the deferral of an earlier one, it shows that one's start.
-        began = self._began or float(ti.start_date.timestamp())
+        began = self._try_started_at or float(ti.start_date.timestamp())
         deadline = began + self.execution_timeout.total_seconds()
-        # Airflow 2 ends the deferral itself at that moment, without a word to the trigger: be ahead of it.
-        return deadline if AIRFLOW_V_3_0_PLUS else deadline - 5.0
+        # Airflow 2 ends the deferral itself at that moment, without telling the trigger: be ahead of it.
+        return deadline if AIRFLOW_V_3_0_PLUS else deadline - AIRFLOW_2_DEADLINE_MARGIN_SECONDS
 
     def _wait(self, context: Context, handle: JobHandle, *, from_start: bool, logs: bool = True) -> str:
-        from airflow_provider_datasphere.client.outcome import Policy, judge
-        from airflow_provider_datasphere.client.watch import watch
+        from airflow_provider_datasphere.client.model import JobRef
+        from airflow_provider_datasphere.client.monitoring.outcome import evaluate_outcome
+        from airflow_provider_datasphere.client.monitoring.watch import watch
 
-        if self._client is None:
-            self._client = DataSphereHook(self.datasphere_conn_id).get_conn()
+        guard = self._guard
+        if guard.client is None:
+            guard.client = DataSphereHook(self.datasphere_conn_id).get_conn()
         if logs and self.stream_logs and not from_start:
             self.log.info("The job's log follows from its beginning; an earlier try may have shown it already.")
-        ended = watch(
-            self._client,
-            handle,
-            poll_interval=self.poll_interval,
-            link=self._link,
-            emit=(lambda line: self.log.info("%s", line)) if logs and self.stream_logs else None,
-            logger=self.log,
-        )
-        outcome = judge(
+        try:
+            ended = watch(
+                guard.client,
+                handle,
+                poll_interval=self.poll_interval,
+                start_deadline=self._start_deadline(handle),
+                link=guard.link,
+                emit=(lambda line: self.log.info("%s", line)) if logs and self.stream_logs else None,
+                logger=self.log,
+            )
+        except errors.JobNotStartedError as late:
+            raise guard.cancelled_for_start_timeout(self, late) from None
+        guard.over = True
+        outcome = evaluate_outcome(
             handle.job_id,
             ended.operation,
             ended.job,
-            Policy.of(fail_on_missing_outputs=self.fail_on_missing_outputs, skip_on_exit_code=self.skip_on_exit_code),
-            link=self._link,
+            self._policy,
+            link=guard.link,
+            queued_seconds=handle.queued_seconds,
         )
-        ti: Any = context["ti"]
-        ti.xcom_push(key="result", value=outcome.result.to_dict())
-        for warning in outcome.warnings:
-            self.log.warning("%s", warning)
+        if (
+            isinstance(outcome.error, errors.JobCancelledError)
+            and ended.job is not None
+            and cancelled_by_task(ended.job)
+        ):
+            error = errors.JobInfrastructureError(
+                f"Job {JobRef(handle.job_id, guard.link)} was cancelled by another process of this task "
+                f"({ended.job.status_details.rstrip('.')}), not by a person. Another try runs a new job."
+            )
+            outcome = replace(outcome, error=error)
         if outcome.skip is not None:
-            raise AirflowSkipException(outcome.skip)
-        if outcome.error is not None:
-            raise airflow_side(outcome.error)
-        self.log.info("Job %s succeeded. Output files: %d.", handle.job_id, len(outcome.result.output_files))
+            delete_return_value(context["ti"], self.log)
+        report_outcome(context, outcome, self.log)
         return handle.job_id
 
-    # Being killed ------------------------------------------------------------------------------------------------
+    @property
+    def _policy(self) -> OutcomePolicy:
+        from airflow_provider_datasphere.client.monitoring.outcome import OutcomePolicy
 
-    def _picked_up(self, context: Context) -> bool:
-        return self.reattach and has_a_try_left(context)
-
-    def _on_kill(self) -> None:
-        self._killed.set()
-        try:
-            if self._context is not None and not self._timed_out:
-                ti = self._context["ti"]
-                answered, state = killing.ask_state(lambda: task_state(ti), self.log)
-                self._left_running = killing.goes_on(answered, state, picked_up=self._picked_up(self._context))
-                if self._left_running:
-                    self.log.info("%s goes on, and the next try attaches to it.", self._named_job())
-            if self._job_id is None and self._resumed and self._context is not None:
-                self._remember_job(self._context)
-            self._end_job_unless_left()
-        finally:
-            if self._client is not None:
-                self._client.interrupt()
-
-    def _end_job_unless_left(self) -> None:
-        if not self._left_running:
-            self._end_job("execution_timeout passed" if self._timed_out else "the task was ended")
-
-    def _remember_job(self, context: Context) -> None:
-        """The job of a task that was resumed; in a new process, so only Airflow remembers it."""
-        ti: Any = context["ti"]
-        self._job_id = ti.xcom_pull(task_ids=ti.task_id, key="job_id", map_indexes=ti.map_index)
-        self._started = True
-
-    def _end_job(self, reason: str) -> None:
-        """End the job, once; and once more if Execute has answered since."""
-        job_id, started = self._job_id, self._started
-        if job_id is None:
-            return
-        # Two threads may come here, and neither may wait for the other: a signal may have interrupted it.
-        mine = object()
-        if self._ended.setdefault((job_id, started), mine) is not mine:
-            return
-        again = started and (job_id, False) in self._ended
-        ending = killing.Ending(
-            job_id,
-            self.on_kill_action,
-            f"Airflow: {reason}",
-            self.log,
-            started=started,
-            surely_running=not (again or self._resumed),
+        return OutcomePolicy.of(
+            fail_on_missing_outputs=self.fail_on_missing_outputs, skip_on_exit_code=self.skip_on_exit_code
         )
-        settings = self._client.settings if self._client else DataSphereHook(self.datasphere_conn_id).settings
-        killing.cancel_job(settings, ending)
 
-    def _end_of_killed_try(self) -> DataSphereError:
-        job = self._named_job()
-        if self._left_running:
-            what = f"This try of the task was ended from outside while Airflow still counts on the task. {job} goes on"
-            return DataSphereError(f"{what}, and the next try attaches to it.")
-        if self.on_kill_action == "keep":
-            return DataSphereError(f"The task was ended from outside. {job} goes on (on_kill_action='keep').")
-        return DataSphereError(f"The task was ended from outside. {job} doesn't go on.")
 
-    def _named_job(self) -> str:
-        return f"Job {self._job_id}" if self._job_id is not None else "A job that is just being made"
+def _deferral_timeout(deadline: float) -> timedelta:
+    """Return Airflow's own timeout, in case a triggerer doesn't keep the deadline; it skips ``execute_complete``."""
+    return timedelta(seconds=max(1.0, deadline - time.time()) + DEFERRAL_TIMEOUT_MARGIN_SECONDS)

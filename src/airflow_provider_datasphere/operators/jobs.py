@@ -5,26 +5,29 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_datasphere.arguments import check_literals, paths_as_text
-from airflow_provider_datasphere.client import fork
+from airflow_provider_datasphere.arguments import CheckedPartial, check_fork_arguments, paths_as_text
+from airflow_provider_datasphere.client.monitoring import DEFAULT_POLL_INTERVAL
+from airflow_provider_datasphere.client.submission import fork_request as fork
 from airflow_provider_datasphere.compat import conf
 from airflow_provider_datasphere.generation import StateStore, key_of
 from airflow_provider_datasphere.hooks.datasphere import DataSphereHook
 from airflow_provider_datasphere.operators.base import JobOperator
 from airflow_provider_datasphere.operators.cancel import CancelJobOperator
+from airflow_provider_datasphere.templates import TextTemplates
 
 if TYPE_CHECKING:
     from datetime import timedelta
     from pathlib import Path
 
-    from airflow_provider_datasphere import killing
-    from airflow_provider_datasphere.client.jobs import DataSphereClient
-    from airflow_provider_datasphere.client.outcome import JobHandle
-    from airflow_provider_datasphere.client.upload import JobInput
+    from airflow_provider_datasphere.client import cancellation
+    from airflow_provider_datasphere.client.submission.job_key import Key
+    from airflow_provider_datasphere.client.submission.reattach import SubmittedJob
+    from airflow_provider_datasphere.client.sync_client import DataSphereClient
+    from airflow_provider_datasphere.client.transfer.inputs import JobInput
     from airflow_provider_datasphere.compat import Context, ObjectStoragePath
 
 
-class ForkJobOperator(JobOperator):
+class ForkJobOperator(TextTemplates, JobOperator):
     """Clone a DataSphere job with overrides, run the clone, and wait for it.
 
     The task succeeds when the program ended with return code 0 and made its declared outputs. The job's log goes to
@@ -36,24 +39,30 @@ class ForkJobOperator(JobOperator):
     :param args: argument name -> value, strings; names must exist in the source job. (templated)
     :param vars: input variable -> local path, object-store URI (or ``ObjectStoragePath``) or
         ``datasphere://[conn@]<job id>/<output>``; output variable -> new path inside the job. (templated)
-    :param env_vars: environment variables of the job. (templated)
+    :param env_vars: environment variables of the job. No place for secrets: the service stores them with the job, and
+        what the program prints of them is masked in the task's log only where Airflow knows them, never in the
+        triggerer. Use secrets of the DataSphere project, which every program gets as environment variables. (templated)
     :param name: name of the new job. (templated)
-    :param desc: description of the new job; the mark by which a later try finds the job is appended. (templated)
+    :param desc: description of the new job; the tag by which a later try finds the job is appended. (templated)
     :param docker: resource id or system image name, or
         ``{"image": …, "username": …, "password": {"secret-id": …}}``. (templated)
     :param working_storage: ``{"type": "SSD", "size": "100GB"}``, at least 100 GB. (templated)
     :param cloud_instance_types: in order of preference; replaces the source's list. (templated)
     :param data_ttl: how long the service keeps the new job's data: whole days (timedelta or number), or
         ``"infinity"``; default 14 days. (templated)
-    :param source_data_ttl: have the service keep the *source* job's data for so long from now, so that it can still
-        be forked; default: left alone, with a warning three days before they expire. (templated)
+    :param source_data_ttl: have the service keep the *source* job's data for this long from now (whole days, or
+        ``"infinity"``), so that it can still be forked; default: unchanged, with a warning three days before they
+        expire. (templated)
     :param wait_for_completion: ``False`` ends the task as soon as the job is started.
     :param deferrable: wait in the triggerer, without a worker slot. Default: ``[operators] default_deferrable``.
+    :param start_timeout: how long the job may take from its first Execute until it computes (timedelta, or seconds):
+        waiting for room, for a machine, for its environment. Then it is cancelled, and the try fails with
+        ``JobInfrastructureError``. Default: any time.
     :param poll_interval: longest pause between two polls, seconds.
-    :param stream_logs: bring the job's log into the task's log.
-    :param on_kill_action: what becomes of the job when a person or a timeout ends the task: ``"cancel"``,
+    :param stream_logs: stream the job's log to the task's log.
+    :param on_kill_action: what happens to the job when a person or a timeout ends the task: ``"cancel"``,
         ``"graceful"`` (with the job's own shutdown signal and timeout, where it has them), ``"keep"``.
-    :param reattach: have a retry go on with the job that an earlier try started. ``False``: each try forks.
+    :param reattach: have a retry reattach to the job that an earlier try started. ``False``: each try forks.
     :param fail_on_missing_outputs: fail when the program didn't make a declared output.
     :param skip_on_exit_code: return code or codes that skip the task.
     :param datasphere_conn_id: the connection. (templated)
@@ -63,7 +72,7 @@ class ForkJobOperator(JobOperator):
     :raises MissingOutputsError: declared outputs weren't made; not retried.
     :raises JobCancelledError: somebody cancelled the job; not retried.
     :raises JobInfrastructureError: the service failed the job.
-    :raises JobLostError: the job is out of sight, and may go on.
+    :raises JobLostError: the job can no longer be monitored, and may still be running.
     """
 
     template_fields: Sequence[str] = (
@@ -79,6 +88,17 @@ class ForkJobOperator(JobOperator):
         "data_ttl",
         "source_data_ttl",
         "datasphere_conn_id",
+    )
+    text_fields = ("source_job_id", "name", "desc", "datasphere_conn_id")
+    text_containers = (
+        "args",
+        "vars",
+        "env_vars",
+        "docker",
+        "working_storage",
+        "cloud_instance_types",
+        "data_ttl",
+        "source_data_ttl",
     )
     template_fields_renderers = {  # noqa: RUF012 -- Airflow's own idiom
         "args": "json",
@@ -105,9 +125,10 @@ class ForkJobOperator(JobOperator):
         source_data_ttl: timedelta | int | str | None = None,
         wait_for_completion: bool = True,
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
-        poll_interval: float = 10.0,
+        start_timeout: timedelta | float | None = None,
+        poll_interval: float = DEFAULT_POLL_INTERVAL,
         stream_logs: bool = True,
-        on_kill_action: killing.OnKillAction = "cancel",
+        on_kill_action: cancellation.OnKillAction = "cancel",
         reattach: bool = True,
         fail_on_missing_outputs: bool = True,
         skip_on_exit_code: int | Collection[int] | None = None,
@@ -117,7 +138,7 @@ class ForkJobOperator(JobOperator):
         super().__init__(**kwargs)
         self.source_job_id = source_job_id
         self.args = args
-        # A path object would not be rendered; what it stands for is.
+        # A path object would not be rendered; its text is.
         self.vars = paths_as_text(vars)
         self.env_vars = env_vars
         self.name = name
@@ -129,6 +150,7 @@ class ForkJobOperator(JobOperator):
         self.source_data_ttl = source_data_ttl
         self.wait_for_completion = wait_for_completion
         self.deferrable = deferrable
+        self.start_timeout = start_timeout
         self.poll_interval = poll_interval
         self.stream_logs = stream_logs
         self.on_kill_action = on_kill_action
@@ -136,52 +158,81 @@ class ForkJobOperator(JobOperator):
         self.fail_on_missing_outputs = fail_on_missing_outputs
         self.skip_on_exit_code = skip_on_exit_code
         self.datasphere_conn_id = datasphere_conn_id
-        check_literals(self)
+        check_fork_arguments(self)
 
-    def _obtain(self, context: Context, client: DataSphereClient) -> tuple[JobHandle, bool]:
-        from airflow_provider_datasphere.client.ledger import obtain
-        from airflow_provider_datasphere.client.outcome import JobHandle
-        from airflow_provider_datasphere.client.submit import Submission
-        from airflow_provider_datasphere.client.watch import watch
+    @classmethod
+    def partial(cls, **kwargs: Any) -> Any:
+        """Return Airflow's own partial operator, with the known arguments checked."""
+        return CheckedPartial(super().partial(**kwargs), kwargs)
+
+    def _get_or_create_job(
+        self,
+        context: Context,
+        client: DataSphereClient,
+        *,
+        wait_for_room: bool = True,
+        first_execute_at: float | None = None,
+    ) -> SubmittedJob:
+        from airflow_provider_datasphere.client.submission.context import SubmissionCallbacks
+        from airflow_provider_datasphere.client.submission.fork import Fork
+        from airflow_provider_datasphere.client.submission.reattach import get_or_create_job
 
         request = fork.ForkRequest(
             source_job_id=self.source_job_id,
-            args=self.args or {},
-            vars=paths_as_text(self.vars or {}),
-            env_vars=self.env_vars or {},
+            # Not "or": a template that renders to nothing is no mapping, and an error.
+            args={} if self.args is None else self.args,
+            vars={} if self.vars is None else paths_as_text(self.vars),
+            env_vars={} if self.env_vars is None else self.env_vars,
             name=self.name,
             desc=self.desc,
             docker=self.docker,
             working_storage=self.working_storage,
-            cloud_instance_types=self.cloud_instance_types or (),
+            cloud_instance_types=() if self.cloud_instance_types is None else self.cloud_instance_types,
             data_ttl=self.data_ttl,
         )
 
-        def stage(input_vars: Mapping[str, str], source: Any, scratch: Path) -> Sequence[JobInput]:
+        def stage_inputs(input_vars: Mapping[str, str], source: Any, scratch: Path) -> Sequence[JobInput]:
             from airflow_provider_datasphere.inputs import stage_vars
 
             return stage_vars(input_vars, source, client, scratch)
 
-        submission = Submission(
-            key="",
-            stage=stage,
-            cloned=lambda job_id: self._has_job(context, job_id),
-            source_data_ttl=self.source_data_ttl,
-            log=self.log,
-        )
-        ti: Any = context["ti"]
-        key = key_of(context)
-        obtained = obtain(
+        return get_or_create_job(
             client,
-            request,
-            submission,
-            key if self.reattach else key.for_try(ti.try_number),
-            store=StateStore.of(context) if self.reattach else None,
-            look=self.reattach and ti.try_number > 1,
-            link=lambda job: client.job_link(job.id, job.project_id),
-            wait=lambda job_id: watch(client, JobHandle(job_id), poll_interval=self.poll_interval, logger=self.log),
+            Fork(
+                client,
+                request,
+                stage_inputs=stage_inputs,
+                source_data_ttl=self.source_data_ttl,
+                logger=self.log,
+            ),
+            self._key(context),
+            store=StateStore.of(context, self) if self.reattach else None,
+            search_existing=first_execute_at is not None or (self.reattach and context["ti"].try_number > 1),
+            policy=self._policy,
+            callbacks=SubmissionCallbacks(
+                require_newest_try=self._guard.require_newest_try,
+                created=lambda job_id, project_id: self._guard.publish_job(self, job_id, project_id),
+            ),
+            poll_interval=self.poll_interval,
+            start_timeout=self._start_seconds,
+            first_execute_at=first_execute_at,
+            wait_for_room=wait_for_room,
+            logger=self.log,
         )
-        return obtained.handle, obtained.found
+
+    def find_unfinished_jobs(self, context: Context, client: DataSphereClient) -> list[tuple[str, bool]]:
+        from yandex.cloud.datasphere.v2.jobs import jobs_pb2
+
+        from airflow_provider_datasphere.client.submission.fork import SourceJob
+        from airflow_provider_datasphere.client.submission.reattach import find_unfinished_jobs
+
+        origin = SourceJob(client, self.source_job_id)
+        left = find_unfinished_jobs(client, origin, self._key(context), StateStore.of(context, self))
+        return [(job.id, job.status != jobs_pb2.CREATING) for job in left]
+
+    def _key(self, context: Context) -> Key:
+        key, ti = key_of(context, self), context["ti"]
+        return key if self.reattach else key.for_try(ti.try_number)
 
 
 __all__ = ["CancelJobOperator", "ForkJobOperator"]

@@ -8,61 +8,76 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_datasphere.arguments import check_exit_codes
+from airflow_provider_datasphere.arguments import (
+    LONGEST_TIMEOUT,
+    check_common,
+    check_exit_codes,
+    check_literal_job_id,
+    is_literal,
+    template_marks,
+)
+from airflow_provider_datasphere.client.validation import check_job_id, parse_operation_id
 from airflow_provider_datasphere.compat import (
     AirflowSensorTimeout,
     AirflowSkipException,
     BaseSensorOperator,
     PokeReturnValue,
     conf,
+    deferral_timed_out,
     resumed_by_this_try,
+    was_rescheduled,
 )
 from airflow_provider_datasphere.exceptions import (
     DataSphereError,
     JobLostError,
-    airflow_side,
-    translated,
+    airflow_exceptions,
 )
 from airflow_provider_datasphere.hooks.datasphere import DataSphereHook
+from airflow_provider_datasphere.task_context import can_defer, require_task
+from airflow_provider_datasphere.task_result import report_outcome
+from airflow_provider_datasphere.templates import TextTemplates
+from airflow_provider_datasphere.triggers.event import JobEvent
 
 if TYPE_CHECKING:
-    from airflow_provider_datasphere.client.jobs import DataSphereClient
-    from airflow_provider_datasphere.client.outcome import JobHandle
-    from airflow_provider_datasphere.client.waiting import Ended
-    from airflow_provider_datasphere.client.watch import Narrator
+    from airflow_provider_datasphere.client.model import JobHandle
+    from airflow_provider_datasphere.client.monitoring.polling import TerminalState
+    from airflow_provider_datasphere.client.monitoring.status_logger import StatusLogger
+    from airflow_provider_datasphere.client.sync_client import DataSphereClient
     from airflow_provider_datasphere.compat import Context
 
-#: How many transient errors in a row one poke waits out before it leaves the job to the next poke.
+#: How many polls in a row may fail with a transient error before a poke ends and leaves the job to the next one.
 ATTEMPTS_PER_POKE = 3
-#: How much later than the trigger Airflow ends the wait itself, should the trigger not do so, seconds.
-NET_SECONDS = 300.0
+#: How long after the trigger's deadline Airflow itself ends the deferral, should the trigger not do so, seconds.
+TRIGGER_TIMEOUT_MARGIN = 300.0
+_HINT = "give the id of a DataSphere job, such as fork.output"
 #: A deferred sensor polls no more often than this, whatever its ``poke_interval``, seconds.
-SHORTEST_DEFERRED_PAUSE = 1.0
+MIN_DEFERRED_POLL_INTERVAL = 1.0
 
 
-class DataSphereJobSensor(BaseSensorOperator):
-    """Wait for a job. Succeeds on SUCCESS only; a terminal failure ends it at once, without a retry.
+class DataSphereJobSensor(TextTemplates, BaseSensorOperator):
+    """Wait for a job. Succeeds on SUCCESS only; any other terminal status fails it at once, without a retry.
 
-    It never starts and never cancels anything. A poke costs one call, the last one two.
+    It never starts or cancels a job. A poke makes one call, the last one two.
 
     .. seealso:: ``docs/waiting.md``; RPCs ``OperationService.Get``, ``ProjectJobService.Get``.
 
     :param job_id: the job: a literal, or ``fork.output``. (templated)
-    :param operation_id: its Execute operation (XCom ``operation_id`` of the fork), which alone knows the return code
-        of a failed program. (templated)
+    :param operation_id: its Execute operation (XCom ``operation_id`` of the fork), which alone has the return code of
+        a failed program. Default: the return code of a failed program isn't known. (templated)
     :param mode: ``"reschedule"`` holds no worker slot between pokes; ``"poke"`` does.
-    :param poke_interval: seconds between two pokes; when deferred, the longest pause between two polls.
+    :param poke_interval: seconds between two pokes, default 60; when deferred, the longest pause between two polls.
     :param deferrable: wait in the triggerer. Default: ``[operators] default_deferrable``.
-    :param skip_on_exit_code: return code or codes that skip the task.
-    :param fail_on_missing_outputs: fail when the program didn't make a declared output.
+    :param skip_on_exit_code: return code or codes that skip the task. Default: none.
+    :param fail_on_missing_outputs: fail when the program didn't create a declared output. Default: True.
     :param datasphere_conn_id: the connection. (templated)
-    :return: the ``result`` mapping, as the operator's XCom of that key; pushed under that key as well, also when the
+    :return: the ``result`` mapping, as the operator's XCom of that key; also pushed as XCom ``result``, even when the
         sensor fails or skips.
-    :raises JobFailedError: and the other classes of a job's failure, not retried.
-    :raises AirflowSensorTimeout: ``timeout`` has passed, in any mode; not retried. The job goes on.
+    :raises JobFailedError: and the other classes of a job's failure; not retried.
+    :raises AirflowSensorTimeout: ``timeout`` has passed, in any mode; not retried. The job keeps running.
     """
 
     template_fields: Sequence[str] = ("job_id", "operation_id", "datasphere_conn_id")
+    text_fields = template_fields
     ui_color = "#dbe9ff"
 
     def __init__(
@@ -78,6 +93,9 @@ class DataSphereJobSensor(BaseSensorOperator):
         datasphere_conn_id: str = DataSphereHook.default_conn_name,
         **kwargs: Any,
     ) -> None:
+        timeout = kwargs.get("timeout")
+        if isinstance(timeout, (int, float)) and timeout > LONGEST_TIMEOUT.total_seconds():
+            kwargs["timeout"] = 2 * LONGEST_TIMEOUT  # Airflow raises an OverflowError for inf
         super().__init__(mode=mode, poke_interval=poke_interval, **kwargs)
         check_exit_codes(skip_on_exit_code)
         self.job_id = job_id
@@ -86,90 +104,113 @@ class DataSphereJobSensor(BaseSensorOperator):
         self.skip_on_exit_code = skip_on_exit_code
         self.fail_on_missing_outputs = fail_on_missing_outputs
         self.datasphere_conn_id = datasphere_conn_id
+        check_common(self)
+        check_literal_job_id(self, job_id, _HINT)
+        if is_literal(operation_id, template_marks(self.get_dag())):
+            with airflow_exceptions():
+                parse_operation_id(operation_id)
         self._client: DataSphereClient | None = None
-        self._narrator: Narrator | None = None
+        self._status_logger: StatusLogger | None = None
+        #: Whether this process knows that the job exists.
+        self._job_seen = False
 
     def execute(self, context: Context) -> Any:
+        require_task(self, context)
+        if (self.deferrable or self.reschedule) and not can_defer(self, context):
+            self.deferrable, self.mode = False, "poke"
         if not self.deferrable:
             return super().execute(context)
-        with self._skips_softly():
-            result = self._look(context)
+        with self._soft_fail_as_skip():
+            result = self._poll(context)
         if result is not None:
             return result
 
         from airflow_provider_datasphere.triggers.jobs import DataSphereJobTrigger
 
         handle = self._handle()
+        limited = self.timeout <= LONGEST_TIMEOUT.total_seconds()
         self.log.info("Waiting for job %s in the triggerer.", handle.job_id)
         return self.defer(
             trigger=DataSphereJobTrigger(
                 job_id=handle.job_id,
                 operation_id=handle.operation_id,
                 datasphere_conn_id=self.datasphere_conn_id,
-                poll_interval=max(SHORTEST_DEFERRED_PAUSE, float(self.poke_interval)),
-                # Airflow's own end of a wait is, on 2.11, a failure like any other, which is retried.
-                deadline=time.time() + self.timeout,
+                poll_interval=max(MIN_DEFERRED_POLL_INTERVAL, float(self.poke_interval)),
+                # When Airflow 2.11 itself times a deferral out, it retries the task.
+                deadline=time.time() + self.timeout if limited else None,
             ),
             method_name="execute_complete",
-            timeout=timedelta(seconds=self.timeout + NET_SECONDS),
+            timeout=timedelta(seconds=self.timeout + TRIGGER_TIMEOUT_MARGIN) if limited else None,
         )
 
     def poke(self, context: Context) -> bool | PokeReturnValue:
-        with self._skips_softly():
-            result = self._look(context)
+        require_task(self, context)
+        with self._soft_fail_as_skip():
+            result = self._poll(context)
         return PokeReturnValue(is_done=True, xcom_value=result) if result is not None else False
 
     def execute_complete(self, context: Context, event: dict[str, Any] | None = None) -> Any:
-        """Resume after the triggerer has seen the end of the job (or of the time to wait for it)."""
-        event = event or {}
-        if event.get("status") not in ("ended", "timeout", "lost"):
-            raise DataSphereError(f"The trigger sent an event that this sensor doesn't know: {event!r}.")
-        with self._skips_softly():
-            if event["status"] == "lost":
-                raise JobLostError(event.get("message") or f"Job {self.job_id} is out of sight.")
-            if event["status"] == "timeout":
-                # It may have ended since.
-                if (result := self._look(context)) is not None:
+        """Resume after the trigger has fired."""
+        fired = JobEvent.parse(event)
+        with self._soft_fail_as_skip():
+            if fired.status == "lost":
+                raise JobLostError(fired.message)
+            if fired.status == "timeout":
+                self._job_seen = True
+                # The job may have ended since.
+                if (result := self._poll(context)) is not None:
                     return result
                 raise self._timed_out()
-            with translated(final=True):
-                from airflow_provider_datasphere.client.watch import watch
+            with airflow_exceptions(retryable=False):
+                from airflow_provider_datasphere.client.monitoring.watch import watch
 
                 client = self._connect()
                 return self._result(context, client, watch(client, self._handle(), logger=self.log))
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
-        """A net under the trigger: if Airflow ends the deferral itself, ``execute_complete`` isn't called."""
+        """Safety net for deferrals that Airflow itself ends without calling ``execute_complete``."""
         if not resumed_by_this_try(next_kwargs, context):
             return self.execute(context)
-        timed_out = next_method == "__fail__" and "timeout" in str((next_kwargs or {}).get("error", "")).lower()
-        if timed_out and self.execution_timeout is None:
-            with self._skips_softly():
+        if deferral_timed_out(next_method, next_kwargs) and self.execution_timeout is None:
+            with self._soft_fail_as_skip():
                 raise self._timed_out()
         return super().resume_execution(next_method, next_kwargs, context)
 
     def _timed_out(self) -> AirflowSensorTimeout:
-        return AirflowSensorTimeout(f"Job {self.job_id} hasn't ended in {self.timeout:.0f} seconds. It goes on.")
+        return AirflowSensorTimeout(
+            f"Timed out after {self.timeout:.0f} seconds waiting for job {self.job_id}; the job is still running."
+        )
 
-    def _look(self, context: Context) -> dict[str, Any] | None:
-        """The result of an ended job; ``None`` while it runs."""
-        from airflow_provider_datasphere.client.logs import LogTail
-        from airflow_provider_datasphere.client.waiting import Waiting
-        from airflow_provider_datasphere.client.watch import Narrator, look
+    def _poll(self, context: Context) -> dict[str, Any] | None:
+        """Return the result of an ended job; ``None`` while it runs."""
+        from airflow_provider_datasphere.client.monitoring.logs import LogTail
+        from airflow_provider_datasphere.client.monitoring.polling import PollState
+        from airflow_provider_datasphere.client.monitoring.status_logger import StatusLogger
+        from airflow_provider_datasphere.client.monitoring.watch import poll_until_known
 
         handle = self._handle()
-        waiting = Waiting(handle, own_operation=False)
-        with translated(final=True):
+        with airflow_exceptions(retryable=False):
             client = self._connect()
-            # Kept from poke to poke where they share a process, so that only changes are told.
-            if self._narrator is None:
-                self._narrator, self._tail = Narrator(self.log), LogTail()
-            while waiting.ended is None:
-                look(client, handle, waiting, self._narrator, self._tail, lambda line: self.log.info("%s", line))
-                if waiting.still_running or (waiting.failures >= ATTEMPTS_PER_POKE and not waiting.refused):
-                    return None
-                client.pause(waiting.delay if waiting.ended is None else 0)
-            return self._result(context, client, waiting.ended)
+            # Kept from poke to poke where they share a process, so that only changes are logged.
+            if self._status_logger is None:
+                tail = LogTail(handle.job_id)
+                self._status_logger = StatusLogger(self.log, tail, lambda line: self.log.info("%s", line))
+            state = PollState(
+                handle,
+                verify_operation_owner=True,
+                known_job=self._is_known(handle, context),
+                status_logger=self._status_logger,
+            )
+            ended = poll_until_known(client, state, attempts=ATTEMPTS_PER_POKE, wait_out_grace_period=True)
+            self._job_seen = self._job_seen or state.still_running
+            return self._result(context, client, ended) if ended is not None else None
+
+    def _is_known(self, handle: JobHandle, context: Context) -> bool:
+        """Whether the job is known to exist; the id of a sensor's first poke may be mistyped."""
+        # Whoever gives an operation id has started the job. Before a retry or reschedule, an earlier poke found it.
+        if handle.operation_id is not None or self._job_seen:
+            return True
+        return context["ti"].try_number > 1 or was_rescheduled(context)
 
     def _connect(self) -> DataSphereClient:
         if self._client is None:
@@ -177,8 +218,8 @@ class DataSphereJobSensor(BaseSensorOperator):
         return self._client
 
     @contextmanager
-    def _skips_softly(self) -> Iterator[None]:
-        """``soft_fail`` and ``never_fail`` alike in every mode; Airflow's own handling covers poking only."""
+    def _soft_fail_as_skip(self) -> Iterator[None]:
+        """Apply ``soft_fail`` and ``never_fail`` in every mode; Airflow itself does so only for ``poke``."""
         try:
             yield
         except (DataSphereError, AirflowSensorTimeout) as error:
@@ -187,33 +228,22 @@ class DataSphereJobSensor(BaseSensorOperator):
             raise
 
     def _handle(self) -> JobHandle:
-        from airflow_provider_datasphere.client.fork import check_job_id
-        from airflow_provider_datasphere.client.outcome import JobHandle
+        from airflow_provider_datasphere.client.model import JobHandle
 
-        with translated():
-            check_job_id("job_id", self.job_id, "give the id of a DataSphere job, such as fork.output")
-        # A template of an XCom that isn't there renders to "None".
-        operation_id = self.operation_id if self.operation_id not in ("", "None") else None
-        return JobHandle(self.job_id, operation_id)
+        with airflow_exceptions():
+            check_job_id("job_id", self.job_id, _HINT)
+            return JobHandle(self.job_id, parse_operation_id(self.operation_id))
 
-    def _result(self, context: Context, client: DataSphereClient, ended: Ended) -> dict[str, Any]:
-        from airflow_provider_datasphere.client.outcome import Policy, judge
+    def _result(self, context: Context, client: DataSphereClient, ended: TerminalState) -> dict[str, Any]:
+        from airflow_provider_datasphere.client.monitoring.outcome import OutcomePolicy, evaluate_outcome
 
-        outcome = judge(
+        outcome = evaluate_outcome(
             self.job_id,
             ended.operation,
             ended.job,
-            Policy.of(fail_on_missing_outputs=self.fail_on_missing_outputs, skip_on_exit_code=self.skip_on_exit_code),
+            OutcomePolicy.of(
+                fail_on_missing_outputs=self.fail_on_missing_outputs, skip_on_exit_code=self.skip_on_exit_code
+            ),
             link=client.job_link(self.job_id, ended.job.project_id if ended.job else None),
         )
-        result = outcome.result.to_dict()
-        # Under the operator's key too, and before a failure: whoever handles it finds the result in one place.
-        context["ti"].xcom_push(key="result", value=result)
-        for warning in outcome.warnings:
-            self.log.warning("%s", warning)
-        if outcome.skip is not None:
-            raise AirflowSkipException(outcome.skip)
-        if outcome.error is not None:
-            raise airflow_side(outcome.error, final=True)
-        self.log.info("Job %s succeeded. Output files: %d.", self.job_id, len(outcome.result.output_files))
-        return result
+        return report_outcome(context, outcome, self.log, retryable=False)

@@ -1,0 +1,1 @@
+"""The connection: settings, credentials and tokens, endpoints, channels."""

@@ -1,0 +1,1 @@
+"""Submitting jobs: exactly one per key, whatever happened to earlier attempts."""

@@ -1,0 +1,314 @@
+"""A fork, from what a person writes to the message that the service gets. Pure: no I/O.
+
+The rules are those of the official ``datasphere`` SDK 0.10 (``fork_params``, ``parse_docker_image``,
+``parse_working_storage``, ``check_limits``), which sends the same Clone request.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any, cast
+
+from airflow_provider_datasphere.client.errors import JobRequestError
+from airflow_provider_datasphere.client.submission.job_key import without_tag
+from airflow_provider_datasphere.client.transfer.inputs import check_sizes
+from airflow_provider_datasphere.client.uri import SCHEME, check_job_file_uri, is_uri
+from airflow_provider_datasphere.client.validation import (
+    check_docker,
+    check_instance_types,
+    check_job_id,
+    check_strings,
+    check_text,
+    parse_ttl,
+    parse_working_storage,
+)
+
+if TYPE_CHECKING:
+    from yandex.cloud.datasphere.v2.jobs import jobs_pb2
+
+    from airflow_provider_datasphere.client.transfer.inputs import JobInput
+
+MAX_ENTRIES = 100
+EXPIRY_WARNING = timedelta(days=3)
+#: What makes a glob pattern of a path.
+_PATTERN = re.compile(r"[*?\[]")
+#: What one request may have, bytes: the limit of a gRPC server that sets none. DataSphere documents no other.
+MAX_REQUEST_BYTES = 4 * 1024 * 1024
+#: Of that, what the rest of a Clone request takes beside the overrides, name and description.
+_REQUEST_MARGIN_BYTES = 4096
+
+
+def check_vars(values: object) -> None:
+    """Raise JobRequestError unless this is a mapping of variables to paths and URIs; a URI of a job's file names both.
+
+    Inputs and outputs can be distinguished only when the source job is known.
+    """
+    check_strings("vars", values)
+    assert isinstance(values, Mapping)
+    for name, value in values.items():
+        if value.startswith(f"{SCHEME}://"):
+            check_job_file_uri(f"vars[{name!r}]", value)
+
+
+#: The check of each field of a :class:`ForkRequest`, for its whole value; raises :class:`JobRequestError`.
+FIELD_CHECKS: Mapping[str, Callable[[Any], object]] = {
+    "source_job_id": lambda value: check_job_id(
+        "source_job_id", value, "give the id of the DataSphere job to fork, such as 'bt1…'"
+    ),
+    "args": lambda value: check_strings("args", value),
+    "vars": check_vars,
+    "env_vars": lambda value: check_strings("env_vars", value),
+    "name": lambda value: check_text("name", value),
+    "desc": lambda value: check_text("desc", value),
+    "docker": check_docker,
+    "working_storage": parse_working_storage,
+    "cloud_instance_types": check_instance_types,
+    "data_ttl": lambda value: parse_ttl("data_ttl", value),
+}
+
+
+@dataclass(frozen=True)
+class ForkRequest:
+    """What to fork and what to change: one value from the operator's arguments to the Clone call.
+
+    :param source_job_id: the job to clone.
+    :param args: argument name -> value (strings); names must exist in the source job.
+    :param vars: input variable -> local path or URI; output variable -> new path inside the job.
+    :param env_vars: environment variables. Whether the service merges them with the source's or puts them in
+        their place is not documented.
+    :param name: name of the new job; ``None`` leaves it to the service.
+    :param desc: description of the new job; ``None`` leaves it to the service.
+    :param docker: image resource id or system image name, or ``{"image", "username", "password": {"secret-id"}}``.
+    :param working_storage: ``{"type": "SSD", "size": "100GB"}``, at least 100 GB.
+    :param cloud_instance_types: in order of preference; empty keeps the source's.
+    :param data_ttl: how long the service keeps the new job's data, whole days or ``"infinity"``; ``None``: 14 days.
+    """
+
+    source_job_id: str
+    args: Mapping[str, str] = field(default_factory=dict)
+    vars: Mapping[str, str] = field(default_factory=dict)
+    env_vars: Mapping[str, str] = field(default_factory=dict)
+    name: str | None = None
+    desc: str | None = None
+    docker: str | Mapping[str, Any] | None = None
+    working_storage: Mapping[str, Any] | None = None
+    cloud_instance_types: Sequence[str] = ()
+    data_ttl: timedelta | int | str | None = None
+
+    def __post_init__(self) -> None:
+        for name, check in FIELD_CHECKS.items():
+            check(getattr(self, name))
+
+    def comparable_arguments(self) -> dict[str, Any]:
+        """Return the arguments by the names that messages give them, so that equal requests have equal ones."""
+        ttl = parse_ttl("data_ttl", self.data_ttl)
+        values: dict[str, Any] = {"source_job_id": self.source_job_id}
+        for name, entries in (("args", self.args), ("vars", self.vars), ("env_vars", self.env_vars)):
+            values |= {f"{name}[{key!r}]": value for key, value in entries.items()}
+        optional = {
+            "name": self.name,
+            "desc": None if self.desc is None else without_tag(self.desc),
+            "docker": self.docker or None,
+            "working_storage": parse_working_storage(self.working_storage),
+            "cloud_instance_types": list(self.cloud_instance_types) or None,
+            "data_ttl": "infinity" if ttl is None else ttl.total_seconds(),
+        }
+        return values | {name: value for name, value in optional.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class ForkPlan:
+    """A request sorted by what its source job declares: which variables are inputs, which outputs.
+
+    :param kept_inputs: paths of the source's named inputs that stay.
+    """
+
+    request: ForkRequest
+    input_vars: Mapping[str, str]
+    output_vars: Mapping[str, str]
+    kept_inputs: Sequence[str] = ()
+
+
+def plan_fork(request: ForkRequest, source: jobs_pb2.Job) -> ForkPlan:
+    """Check a request against its source job.
+
+    :raises JobRequestError: the source's data are cleared; an argument or variable that the source doesn't have
+        (the message lists those it has); a variable given nothing; an output variable given a URI; outputs that
+        overlap; too many entries.
+    """
+    if source.data_cleared:
+        raise JobRequestError(
+            f"Source job {source.id} can't be forked: its data are cleared. Run its template again and use the new "
+            "job's id, and keep it longer with source_data_ttl='infinity'."
+        )
+    parameters = source.job_parameters
+    known_args = [argument.name for argument in parameters.arguments]
+    _check_known("args", request.args, known_args, "arguments", source.id)
+    old_inputs = {file.desc.var: file.desc.path for file in parameters.input_files if file.desc.var}
+    old_outputs = {desc.var: desc.path for desc in parameters.output_files if desc.var}
+    _check_known("vars", request.vars, [*old_inputs, *old_outputs], "named input and output files", source.id)
+
+    input_vars = {var: path for var, path in request.vars.items() if var in old_inputs}
+    output_vars = {var: path for var, path in request.vars.items() if var not in old_inputs}
+    _check_inputs(input_vars, source.id)
+    _check_outputs(output_vars, source.id)
+    kept_outputs = [path for var, path in old_outputs.items() if var not in output_vars]
+    _check_no_overlaps("vars (outputs)", [*output_vars.values(), *kept_outputs])
+    kept_inputs = [path for var, path in old_inputs.items() if var not in input_vars]
+    return ForkPlan(request, input_vars, output_vars, kept_inputs)
+
+
+def _check_inputs(input_vars: Mapping[str, str], source_job_id: str) -> None:
+    _check_count("input files", input_vars)
+    for var, path in input_vars.items():
+        # Nothing, as of a template whose XCom is empty, would otherwise be the worker's current folder.
+        if not path.removeprefix("file://").strip():
+            raise JobRequestError(
+                f"vars[{var!r}] is {path!r}: give a local path or a URI for this input of job {source_job_id}, or "
+                f"leave {var} out to keep the source's file."
+            )
+
+
+def _check_outputs(output_vars: Mapping[str, str], source_job_id: str) -> None:
+    _check_count("output files", output_vars)
+    for var, path in output_vars.items():
+        if is_uri(path):
+            raise JobRequestError(
+                f"vars[{var!r}] is {path!r}, but {var} is an output of job {source_job_id}: give the path inside the "
+                "job where the program writes it, and download it with DownloadJobResultsOperator."
+            )
+        if not path:
+            raise JobRequestError(f"vars[{var!r}] is empty: give the new path of this output inside the job.")
+        if _PATTERN.search(path):
+            raise JobRequestError(
+                f"vars[{var!r}] is {path!r}, a pattern: DataSphere accepts it, and fails the job at its end. Give the "
+                "path of one file or folder."
+            )
+
+
+def _check_count(what: str, entries: Mapping[str, str]) -> None:
+    if len(entries) > MAX_ENTRIES:
+        raise JobRequestError(f"vars overrides {len(entries)} {what}: DataSphere allows {MAX_ENTRIES}.")
+
+
+def pattern_warning(plan: ForkPlan, source: jobs_pb2.Job) -> str | None:
+    """Return a warning about outputs of the source job that are patterns, which make the job fail at its end."""
+    paths = [desc.path for desc in source.job_parameters.output_files if desc.var not in plan.output_vars]
+    patterns = [path for path in paths if _PATTERN.search(path)]
+    if not patterns:
+        return None
+    return (
+        f"Outputs of source job {source.id} look like patterns: {', '.join(patterns)}. DataSphere collects files and "
+        "folders by their names, and fails such a job at its end."
+    )
+
+
+def overrides_message(plan: ForkPlan, inputs: Sequence[JobInput]) -> jobs_pb2.JobParameters:
+    """Return the ``job_parameters_overrides`` of Clone; what isn't overridden has its default value, as in the SDK.
+
+    :raises JobRequestError: an input over 5 GiB, or over 10 GiB together; inputs that overlap; more than one request
+        can hold.
+    """
+    from yandex.cloud.datasphere.v2.jobs import jobs_pb2
+
+    # Those that were copied were checked before; only now all sizes are known.
+    check_sizes((f"vars[{job_input.var!r}] ({job_input.path})", job_input.size_bytes) for job_input in inputs)
+    # Relative paths of the source's inputs are compared as if they were here, as the SDK does.
+    paths = [*(job_input.path for job_input in inputs), *plan.kept_inputs]
+    _check_no_overlaps("vars (inputs)", map(os.path.abspath, paths))
+
+    request = plan.request
+    environment = jobs_pb2.Environment(vars=request.env_vars)
+    docker = request.docker
+    if isinstance(docker, str):
+        if docker:
+            environment.docker_image_resource_id = docker
+    elif docker is not None:
+        environment.docker_image_spec.image_url = docker["image"]
+        environment.docker_image_spec.username = docker.get("username") or ""
+        if docker.get("password"):
+            environment.docker_image_spec.password_ds_secret_name = docker["password"]["secret-id"]
+    size_gib = parse_working_storage(request.working_storage)
+    storage = jobs_pb2.ExtendedWorkingStorage
+    message = jobs_pb2.JobParameters(
+        arguments=[jobs_pb2.Argument(name=name, value=value) for name, value in request.args.items()],
+        input_files=[
+            jobs_pb2.File(
+                desc=jobs_pb2.FileDesc(path=job_input.path, var=job_input.var),
+                sha256=job_input.sha256,
+                size_bytes=job_input.size_bytes,
+                compression_type=cast("jobs_pb2.FileCompressionType.ValueType", job_input.compression_type),
+            )
+            for job_input in inputs
+        ],
+        output_files=[jobs_pb2.FileDesc(path=path, var=var) for var, path in plan.output_vars.items()],
+        env=environment,
+        cloud_instance_types=[jobs_pb2.CloudInstanceType(name=name) for name in request.cloud_instance_types],
+        extended_working_storage=storage(type=storage.SSD, size_gb=size_gib) if size_gib is not None else None,
+    )
+    _check_request_size(request, message.ByteSize())
+    return message
+
+
+def _check_request_size(request: ForkRequest, overrides_bytes: int) -> None:
+    texts = {"name": request.name or "", "desc": request.desc or ""}
+    size = overrides_bytes + sum(len(text.encode()) for text in texts.values()) + _REQUEST_MARGIN_BYTES
+    if size <= MAX_REQUEST_BYTES:
+        return
+    for field_name in ("args", "vars", "env_vars"):
+        texts |= {f"{field_name}[{name!r}]": value for name, value in getattr(request, field_name).items()}
+    largest = max(texts, key=lambda label: len(texts[label].encode()))
+    raise JobRequestError(
+        f"The request to fork job {request.source_job_id} would have {size} bytes, more than the "
+        f"{MAX_REQUEST_BYTES} that the service takes in one; the largest part is {largest} with "
+        f"{len(texts[largest].encode())}. Give such a value to the program as an input file, in vars."
+    )
+
+
+def expiry_warning(source: jobs_pb2.Job, now: datetime) -> str | None:
+    """Return a warning about a source job whose data expire within 3 days, after which it can't be forked any more.
+
+    :param now: timezone-aware.
+    """
+    if not source.HasField("data_expires_at"):
+        return None
+    expires = source.data_expires_at.ToDatetime(tzinfo=timezone.utc)
+    if expires - now > EXPIRY_WARNING:
+        return None
+    hours = max(0, int((expires - now).total_seconds() // 3600))
+    return (
+        f"The data of source job {source.id} expire in {hours} hours ({expires.isoformat()}); after that it can't be "
+        "forked. Keep it with source_data_ttl='infinity' (or a timedelta) on this task."
+    )
+
+
+def _check_known(
+    field_name: str, given: Mapping[str, str], known: Sequence[str], what: str, source_job_id: str
+) -> None:
+    unknown = [name for name in given if name not in known]
+    if unknown:
+        raise JobRequestError(
+            f"{field_name} names {', '.join(map(repr, unknown))}, which source job {source_job_id} doesn't have; its "
+            f"{what}: {', '.join(known) or 'none'}."
+        )
+
+
+def overlapping(path: PurePosixPath, others: Iterable[PurePosixPath]) -> PurePosixPath | None:
+    """Return the first of ``others`` that is the same file as ``path``, a folder above it, or a file in it."""
+    return next((other for other in others if path == other or other in path.parents or path in other.parents), None)
+
+
+def _check_no_overlaps(field_name: str, paths: Iterable[str]) -> None:
+    seen: set[PurePosixPath] = set()
+    for path in map(PurePosixPath, paths):
+        clash = overlapping(path, seen)
+        if clash is not None:
+            raise JobRequestError(
+                f"{field_name}: {str(path)!r} and {str(clash)!r} overlap; each file needs its own path."
+            )
+        seen.add(path)

@@ -1,0 +1,1 @@
+"""Files: uploading a job's inputs and downloading its outputs."""
