@@ -1,15 +1,15 @@
-"""Fixtures for all tests: a running Airflow 3 and Airflow 2, started when a module's test first asks."""
+"""Fixtures for all tests."""
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
-from harness import NEWEST, SUPPORTED, RealAirflow
-
-NEWEST_2 = "2.11.2"
+MASKING = "airflow_provider_datasphere.hooks._masking"
 
 
 @pytest.fixture(autouse=True)
@@ -21,33 +21,34 @@ def no_file_systems_of_other_tests() -> None:
         sys.modules["airflow_provider_datasphere.filesystems.datasphere"].DataSphereFileSystem.clear_instance_cache()
 
 
-# For a module, not for the session: an Airflow that nobody uses still takes a fifth of a machine with two cores, and
-# what runs beside it then waits for its turn.
+@pytest.fixture(autouse=True)
+def no_secrets_of_other_tests() -> Iterator[None]:
+    """Airflow compiles all secrets that it masks into one pattern, which a thousand tests would make a slow one."""
+    yield
+    if MASKING in sys.modules:
+        masking = sys.modules[MASKING]
+        masking._registered.clear()
+        for name in masking._MASKERS:
+            if name in sys.modules:
+                sys.modules[name]._secrets_masker().reset_masker()
 
 
-@pytest.fixture(scope="module")
-def airflow3() -> Iterator[RealAirflow]:
-    """The development environment's Airflow, the newest 3.x, with all components; shared by the module's tests."""
-    with RealAirflow() as airflow:
-        yield airflow
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure() -> None:
+    """Let Ctrl-C reach the tests that send it: a shell starts what it runs in the background with SIGINT ignored."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.fixture(scope="module")
-def airflow2() -> Iterator[RealAirflow]:
-    """Airflow 2.11 with all components; shared by the module's tests."""
-    with RealAirflow(NEWEST_2) as airflow:
-        yield airflow
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    if config.getvalue("dist") != "loadgroup":
+        return None
+    from groups import GroupScheduling
+
+    return GroupScheduling(config, log)
 
 
-@pytest.fixture(scope="module", params=[NEWEST, NEWEST_2], ids=["airflow3", "airflow2"])
-def any_airflow(request: pytest.FixtureRequest) -> Iterator[RealAirflow]:
-    """Each of the two in turn, never both at once."""
-    with RealAirflow(request.param) as airflow:
-        yield airflow
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    from groups import place_of
 
-
-@pytest.fixture(scope="module", params=SUPPORTED)
-def each_airflow(request: pytest.FixtureRequest) -> Iterator[RealAirflow]:
-    """All that are supported in turn."""
-    with RealAirflow(request.param) as airflow:
-        yield airflow
+    items.sort(key=lambda item: place_of(item.nodeid))

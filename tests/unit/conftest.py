@@ -1,27 +1,28 @@
-"""What many of these modules share."""
+"""Tests without I/O: a socket fails them."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import sys
+from collections.abc import Iterator
 
 import pytest
 
-from datasphere_emulator import Emulator
+FORBIDDEN = frozenset({"socket.bind", "socket.connect", "socket.getaddrinfo"})
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[Emulator]:
-    """One emulator for a module."""
-    with Emulator(tls=False) as emulator:
-        yield emulator
+_armed = False
 
 
-@pytest.fixture
-def emulator(running: Emulator) -> Iterator[Emulator]:
-    """The same, without what other tests left in the journal and of faults."""
-    running.journal.clear()
-    yield running
-    running.faults.clear()
+def _refuse(event: str, _arguments: tuple[object, ...]) -> None:
+    if _armed and event in FORBIDDEN:
+        raise AssertionError(f"{event} in a unit test: move it to tests/component")
+
+
+sys.addaudithook(_refuse)  # for the life of the process; armed during unit tests alone
+
+
+@pytest.fixture(autouse=True)
+def no_io() -> Iterator[None]:
+    global _armed
+    _armed = True
+    yield
+    _armed = False
