@@ -22,6 +22,8 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import timezone
 from typing import Any
 
+from measuring import Machine, save
+
 from datasphere_emulator import Emulator, Script, Settings
 from datasphere_emulator.script import LogLine
 
@@ -50,8 +52,8 @@ def run(fork, count):
 OURS = """
 import json, logging, os, sys
 answer = sys.stdout
-from airflow_provider_datasphere.client.jobs import DataSphereClient
-from airflow_provider_datasphere.client.settings import Settings
+from airflow_provider_datasphere.client.sync_client import DataSphereClient
+from airflow_provider_datasphere.client.connection.settings import Settings
 lines = []
 class Count(logging.Handler):
     def emit(self, record):
@@ -115,12 +117,17 @@ def measure(program: str, prepare: Prepare) -> list[dict[str, Any]]:
         return results
 
 
+#: What was printed: what it is, ours, the SDK's.
+LINES_PRINTED: list[tuple[str, str, str]] = []
+
+
 def compare(what: str, prepare: Prepare, figure: Callable[[list[dict[str, Any]]], str]) -> None:
     """Measure both sides at once and print a line of the table."""
     sides = [OURS, SDK] if _sdk_is_there() else [OURS]
     with ThreadPoolExecutor(len(sides)) as pool:
         figures = [figure(results) for results in pool.map(lambda side: measure(side, prepare), sides)]
     figures += ["not installed"] * (2 - len(figures))
+    LINES_PRINTED.append((what, figures[0], figures[1]))
     print(f"{what:<58} {figures[0]:>14} {figures[1]:>14}", flush=True)
 
 
@@ -147,7 +154,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--forks", type=int, default=5, help="forks measured, one after the other")
     parser.add_argument("--jobs", type=int, default=8, help="jobs whose end is to be noticed")
+    parser.add_argument("--json", metavar="FILE", help="write the figures there; -: to the output")
     options = parser.parse_args()
+    machine = Machine()
     chance = random.Random(7)
     durations = [chance.uniform(1.0, 11.0) for _ in range(options.jobs)]
 
@@ -187,6 +196,9 @@ def main() -> None:
             final_lines(**behaviour),  # type: ignore[arg-type]
             lambda results: str(results[0]["lines"]),
         )
+    print(machine.verdict())
+    figures = [{"what": what, "ours": ours, "sdk": sdk} for what, ours, sdk in LINES_PRINTED]
+    save(options.json, {"benchmark": "client", "others": machine.others(), "figures": figures})
 
 
 if __name__ == "__main__":

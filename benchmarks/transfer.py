@@ -1,14 +1,18 @@
 """Downloads compared: this provider, curl, and the official SDK where it is installed, from the same server.
 
 The server is the emulator's storage, in a process of its own. So is each measurement, that its peak memory is its own
-too; the variants take turns. Prints one line per workload and variant: median seconds, ratio to curl, and how far the
-process grew beyond what it had imported. Ours checks size and sha256 and syncs to the disk; the others do neither.
+too; the variants take turns. Prints one line per workload and variant: median seconds, ratio to curl, median processor
+time, its ratio to a bare client's (socket, sha256, file), and how far the process grew beyond what it had imported.
+Ours checks size and sha256 and syncs to the disk; curl and the SDK do neither, the bare client checks.
 Presigned URLs of the service are always https; plain http shows what encryption hides. A loopback answers at once and
 knows no limit; an object storage takes some milliseconds and bounds each connection: so do the last two workloads.
 
 ::
 
     python benchmarks/transfer.py [--rounds 5] [--large 500] [--small 200] [--delay 0.01] [--rate 50]
+
+The verdict after each workload says whether other processes used the machine meanwhile; then only processor times mean
+something, and even those less: two busy hyperthreads share a core.
 """
 
 from __future__ import annotations
@@ -21,8 +25,10 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from measuring import Machine, processor_seconds, save
 
 MEGABYTE = 1000 * 1000
 
@@ -56,8 +62,8 @@ OURS = (
     + """
 plan = json.loads(Path(sys.argv[1]).read_text())
 from yandex.cloud.datasphere.v2.jobs import jobs_pb2 as pb
-from airflow_provider_datasphere.client.download import download_job_files
-from airflow_provider_datasphere.client.http import Http
+from airflow_provider_datasphere.client.transfer.download import download_job_files
+from airflow_provider_datasphere.client.http.client import HttpClient
 
 stored = [
     pb.StorageFile(
@@ -71,10 +77,10 @@ stored = [
 job = pb.Job(id="bt1benchmark", status=pb.SUCCESS, output_files=[s.file for s in stored])
 
 class Client:
-    http = Http(plan["certificates"] or None)
+    http = HttpClient(plan["certificates"] or None)
     def get(self, job_id): return job
     def download_urls(self, job_id, files): return stored
-    def on_interrupt(self, wake): pass
+    def add_interrupt_callback(self, wake): pass
 
 begin()
 download_job_files(Client(), job.id, output_dir=plan["to"])
@@ -162,7 +168,7 @@ SERVER = """
 import json, sys
 from datasphere_emulator import Emulator
 with Emulator(tls=sys.argv[2] == "https") as emulator:
-    storage, project = emulator.core.storage, emulator.project_id
+    storage, project = emulator.state.storage, emulator.project_id
     if faults := json.loads(sys.argv[3]):
         emulator.faults.inject("storage.get", **faults)
     workloads = []
@@ -220,13 +226,32 @@ def measure(program: str, files: list[dict[str, object]], certificates: str, wor
     return Measured(*json.loads(done.stdout.splitlines()[-1]), processor_seconds(server) - before)
 
 
-def processor_seconds(process: int) -> float:
-    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+@dataclass
+class Figures:
+    """Medians of one variant. Times in seconds.
+
+    :param curls: how many times as fast as curl.
+    :param bares: processor time as a multiple of the bare client's.
+    :param growth: most memory beyond what was imported, bytes.
+    :param others: share of the machine that other processes used meanwhile, from 0 to 1.
+    """
+
+    workload: str
+    variant: str
+    seconds: float
+    processor: float
+    server: float
+    curls: float
+    bares: float
+    growth: int
+    others: float
 
 
-def compare(label: str, sizes: list[tuple[int, int]], variants: dict[str, str], rounds: int, **faults: float) -> None:
+def compare(
+    label: str, sizes: list[tuple[int, int]], variants: dict[str, str], rounds: int, **faults: float
+) -> list[Figures]:
     """Serve the files by the scheme that begins the label, with these faults, and print each variant's line."""
+    found = []
     server = subprocess.Popen(
         [sys.executable, "-c", SERVER, json.dumps(sizes), label.split()[0], json.dumps(faults)],
         stdin=subprocess.PIPE,
@@ -238,28 +263,35 @@ def compare(label: str, sizes: list[tuple[int, int]], variants: dict[str, str], 
     with tempfile.TemporaryDirectory(prefix="transfer-benchmark-") as name, server:
         certificates, workloads = json.loads(server.stdout.readline())
         for files in workloads:
-            print(f"\n{label}, {len(files)} x {int(files[0]['size']) // MEGABYTE} MB")
+            workload, machine = f"{label}, {len(files)} x {int(files[0]['size']) // MEGABYTE} MB", Machine()
+            print(f"\n{workload}")
             results: dict[str, list[Measured]] = {variant: [] for variant in variants}
             for _ in range(rounds):
                 for variant, program in variants.items():
                     results[variant].append(measure(program, files, certificates, Path(name), server.pid))
             base = statistics.median(run.seconds for run in results["curl"])
+            bare = statistics.median(run.processor for run in results["bare"])
             for variant, runs in results.items():
                 seconds, used, served = (
                     statistics.median(getattr(run, field) for run in runs)
                     for field in ("seconds", "processor", "server")
                 )
+                growth = max(run.growth for run in runs) * 1024
                 if variant == "bare":
                     bound = base / ((used + served) / (os.cpu_count() or 1))
                     last = f"  bound {bound:.2f} x curl" if not faults else ""
                 else:
-                    last = f"  grew {max(run.growth for run in runs) / 1024:6.1f} MiB" if variant != "curl" else ""
+                    last = f"  grew {growth / 2**20:6.1f} MiB" if variant != "curl" else ""
+                figures = (seconds, used, served, base / seconds, used / bare, growth, machine.others())
+                found.append(Figures(workload, variant, *figures))
                 print(
                     f"  {variant:<5} {seconds:6.3f} s  {base / seconds:5.2f} x curl"
-                    f"  processor {used:5.2f} s + server {served:5.2f} s{last}",
+                    f"  processor {used:5.2f} s = {used / bare:4.2f} x bare  + server {served:5.2f} s{last}",
                     flush=True,
                 )
+            print(f"  {machine.verdict()}", flush=True)
         server.stdin.close()
+    return found
 
 
 def main() -> None:
@@ -271,6 +303,7 @@ def main() -> None:
         "--delay", type=float, default=0.01, help="seconds to the first byte in the last but one workload"
     )
     parser.add_argument("--rate", type=int, default=50, help="megabytes per second and connection in the last workload")
+    parser.add_argument("--json", metavar="FILE", help="write the figures there; -: to the output")
     arguments = parser.parse_args()
     variants = {"curl": CURL, "ours": OURS, "bare": BARE}
     if subprocess.run([sys.executable, "-c", "import datasphere.files"], capture_output=True).returncode == 0:
@@ -281,11 +314,13 @@ def main() -> None:
         f"sha256 of {arguments.large} MB alone, in memory: {float(hashing.stdout):.3f} s; {os.cpu_count()} processors"
     )
     small = (arguments.small, MEGABYTE)
+    rounds, found = arguments.rounds, []
     for scheme in ("https", "http"):
-        compare(scheme, [(1, large), small], variants, arguments.rounds)
-    compare(f"https {arguments.delay * 1000:.0f} ms late", [small], variants, arguments.rounds, delay=arguments.delay)
+        found += compare(scheme, [(1, large), small], variants, rounds)
+    found += compare(f"https {arguments.delay * 1000:.0f} ms late", [small], variants, rounds, delay=arguments.delay)
     rate = arguments.rate * MEGABYTE
-    compare(f"https {arguments.rate} MB/s", [(1, large)], variants, arguments.rounds, bytes_per_second=rate)
+    found += compare(f"https {arguments.rate} MB/s", [(1, large)], variants, rounds, bytes_per_second=rate)
+    save(arguments.json, {"benchmark": "transfer", "figures": [asdict(one) for one in found]})
 
 
 if __name__ == "__main__":
