@@ -5,9 +5,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Set when everything that pyproject.toml asks for is in $(VENV).
 STAMP := $(VENV)/.set-up
-# The development environment's Airflow: the newest 3.x. Older ones are made by the tests that need them (tests/harness).
+# The development environment's Airflow: the newest 3.x. Older ones are made by the tests that need them (tests/support/harness).
 AIRFLOW ?= apache-airflow>=3.3,<4
-SYNC := install --quiet --editable '.[emulator]' --group test --group lint '$(AIRFLOW)'
+# Compiled at once: an import of Airflow takes half the time, also where Python may not write bytecode.
+SYNC := install --quiet --compile-bytecode --editable '.[emulator]' --group test --group lint '$(AIRFLOW)'
 
 # The first interpreter that runs and suits Airflow; `make setup PYTHON=/path/to/python` decides otherwise.
 SUITABLE := import sys, venv; raise SystemExit(not (3, 10) <= sys.version_info < (3, 15))
@@ -19,7 +20,7 @@ export AIRFLOW_HOME ?= $(CURDIR)/.airflow
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint format test test-long chaos chromium demo demo-all demo-ui matrix wheel clean
+.PHONY: help setup lint format test-unit check test-airflow test-cluster test test-long chaos bench packages demo demo-all demo-ui matrix wheel clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | awk -F'|' '{ printf "%-16s %s\n", $$1, $$2 }'
@@ -47,37 +48,54 @@ format: setup ## Rewrite the code in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: setup chromium ## Run the tests; PYTEST_ARGS='-k fork -x' picks some
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+# Tests without an Airflow wait more than they compute; those with one nearly fill a core each.
+FAST := tests/unit tests/component tests/emulator
+SLOW := tests/airflow tests/install tests/sdk_parity
+# A cluster is a dozen processes, which need both cores for themselves.
+CLUSTER := tests/cluster
 
-test-long: setup chromium ## Run the tests that take an hour or more: the scenario table, every way to be killed, leaks
+test-unit: setup ## Run the tests without I/O, in seconds
+	$(BIN)/python -m pytest tests/unit $(PYTEST_ARGS)
+
+check: lint ## Check what can be checked without an Airflow, in minutes
+	$(BIN)/python -m pytest $(FAST) -n 4 --dist worksteal $(PYTEST_ARGS)
+
+test-airflow: setup packages ## Run the tests on real Airflows, installations, SDK and CLI; PYTEST_ARGS='-k kill -x' picks some
+	$(BIN)/python -m pytest $(SLOW) -n 2 --dist loadgroup --no-loadscope-reorder $(PYTEST_ARGS)
+
+test-cluster: setup packages ## Run the tests on a cluster: Celery, Redis, PostgreSQL, two of each component, logs in S3
+	$(BIN)/python -m pytest $(CLUSTER) $(PYTEST_ARGS)
+
+test: check test-airflow ## Run all that CI runs
+
+test-long: setup packages ## Run the tests that take an hour or more: the scenario table, every way to be killed, leaks
 	$(BIN)/python -m pytest -m long $(PYTEST_ARGS)
 
 matrix: setup ## Install the wheel beside each supported Airflow, list it, connect, import the examples, fork a job
-	$(BIN)/python -m pytest --verbose tests/integration/test_install.py -k test_it_installs_beside_airflow $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --verbose tests/install/test_install.py -k test_it_installs_beside_airflow $(PYTEST_ARGS)
 
 N ?= 200
 SEED ?= 1
-chaos: setup ## Kill everything at named moments, N=200 times by SEED=1, and judge; VERSION=2.11.2 for that Airflow
-	PYTHONPATH=tests $(BIN)/python -m chaos --runs $(N) --seed $(SEED) $(if $(VERSION),--version $(VERSION))
+chaos: setup packages ## Kill everything at named moments, N=200 times by SEED=1, and judge; VERSION=2.11.2 for that Airflow
+	PYTHONPATH=tests/support $(BIN)/python -m chaos --runs $(N) --seed $(SEED) $(if $(VERSION),--version $(VERSION))
 
-# For the tests that click. Where it's missing and can't be had, they are skipped and say so.
-chromium:
-	@for name in chromium chromium-browser google-chrome; do command -v $$name >/dev/null && exit; done; \
-	test "$$(id -u)" = 0 && command -v apt-get >/dev/null || exit 0; \
-	echo "Installing Chromium"; \
-	{ apt-get -qq -o Acquire::http::Timeout=30 update && \
-	DEBIAN_FRONTEND=noninteractive apt-get -qq -y --no-install-recommends install chromium; } >/dev/null 2>&1 || \
-	echo "It can't be had: the tests in a browser will be skipped"
+bench: setup ## Run all benchmarks, on a quiet machine; the figures go to build/benchmarks.json
+	$(BIN)/python benchmarks/all.py --json build/benchmarks.json
+
+# Chromium for the tests that click, PostgreSQL for the Airflows, Redis for the cluster. Without Chromium the tests that
+# click are skipped, without Redis or PostgreSQL those on a cluster; without PostgreSQL the other Airflows keep their data
+# in SQLite.
+packages:
+	@tests/packages.sh
 
 demo: setup ## Fork a job on a real Airflow against the emulator and show its log and result
-	@PYTHONPATH=tests $(BIN)/python tools/demo.py
+	@PYTHONPATH=tests/support $(BIN)/python tools/demo.py
 
 demo-all: setup ## The same for all three patterns of the documentation: wait, let a sensor wait, chain two jobs
-	@PYTHONPATH=tests $(BIN)/python tools/demo.py --all
+	@PYTHONPATH=tests/support $(BIN)/python tools/demo.py --all
 
 demo-ui: setup ## The same, with Airflow's pages left running until Ctrl-C
-	@PYTHONPATH=tests $(BIN)/python tools/demo.py --ui
+	@PYTHONPATH=tests/support $(BIN)/python tools/demo.py --ui
 
 wheel: setup ## Build the wheel into dist/
 	@$(BIN)/uv build --wheel --quiet --out-dir dist .
