@@ -8,7 +8,7 @@ from datetime import timedelta
 from pathlib import PurePath
 from typing import Any
 
-from airflow_provider_datasphere.client import cancellation
+from airflow_provider_datasphere.client import cancellation, overrides
 from airflow_provider_datasphere.client import validation as checks
 from airflow_provider_datasphere.client.submission import fork_request as fork
 from airflow_provider_datasphere.compat import ObjectStoragePath
@@ -33,45 +33,67 @@ _FLAGS = (
 #: How a template begins, unless the DAG's ``jinja_environment_kwargs`` say otherwise.
 _TEMPLATE_MARKS = {"variable_start_string": "{{", "block_start_string": "{%", "comment_start_string": "{#"}
 
-_FIELD_CHECKS: dict[str, Callable[[Any], object]] = {
-    **fork.FIELD_CHECKS,
-    "vars": lambda value: fork.check_vars(paths_as_text(value)),
+FieldChecks = Mapping[str, Callable[[Any], object]]
+
+_OVERRIDE_CHECKS: FieldChecks = {
+    **overrides.OVERRIDE_CHECKS,
+    "vars": lambda value: overrides.check_vars(paths_as_text(value)),
+}
+#: The check of each data argument of a fork, for its whole value; raises :class:`JobRequestError`.
+FORK_CHECKS: FieldChecks = {
+    "source_job_id": fork.FIELD_CHECKS["source_job_id"],
+    **_OVERRIDE_CHECKS,
     "source_data_ttl": lambda value: checks.parse_ttl("source_data_ttl", value),
 }
+#: The same of a new job.
+NEW_JOB_CHECKS: FieldChecks = {
+    "config": lambda value: _check_config(value),
+    "project_id": lambda value: checks.check_text("project_id", value),
+    "base_dir": lambda value: checks.check_text("base_dir", path_as_text(value)),
+    **_OVERRIDE_CHECKS,
+}
+_REQUIRED = ("source_job_id", "config")
 _MAPPINGS = ("args", "vars", "env_vars")
 
 
-def check_fork_arguments(operator: Any) -> None:
-    """Check the arguments of a fork that are known at parse time; templates and XComs are checked when the task runs.
+def check_job_arguments(operator: Any, field_checks: FieldChecks) -> None:
+    """Check the arguments of a task that runs a job, as far as they are known at parse time.
+
+    Templates and XComs are checked when the task runs.
 
     :raises JobRequestError: names the field, the value and what to give instead.
     """
     names = (
-        *_FIELD_CHECKS,
+        *field_checks,
         "on_kill_action",
         "poll_interval",
         "start_timeout",
         "skip_on_exit_code",
         "datasphere_conn_id",
     )
-    check_known_values({name: getattr(operator, name) for name in names}, template_marks(operator.get_dag()))
+    marks = template_marks(operator.get_dag())
+    check_known_values({name: getattr(operator, name) for name in names}, marks, field_checks)
     check_common(operator)
 
 
-def check_known_values(values: Mapping[str, Any], marks: Collection[str]) -> None:
-    """Check those arguments of a fork that are given, and known at parse time.
+def check_known_values(values: Mapping[str, Any], marks: Collection[str], field_checks: FieldChecks) -> None:
+    """Check those arguments that are given, and known at parse time.
 
     :param marks: what a template contains; see :func:`template_marks`.
     :raises JobRequestError: names the field, the value and what to give instead.
     """
     with airflow_exceptions():
-        for name, check in _FIELD_CHECKS.items():
+        for name, check in field_checks.items():
             value = values.get(name)
             if name in _MAPPINGS and isinstance(value, Mapping):
                 # One template among the values hides none of the others.
                 value = {key: part for key, part in value.items() if is_literal(part, marks)}
-            required = name == "source_job_id" and name in values
-            if (value is not None or required) and is_literal(value, marks):
+            if name == "config" and isinstance(value, Mapping):
+                value = with_placeholders(value, marks)
+            elif name == "config" and not is_literal(value, marks):
+                continue
+            required = name in _REQUIRED and name in values
+            if (value is not None or required) and (name == "config" or is_literal(value, marks)):
                 check(value)
     action = values.get("on_kill_action", "cancel")
     if action not in cancellation.ON_KILL_ACTIONS:
@@ -86,17 +108,30 @@ def check_known_values(values: Mapping[str, Any], marks: Collection[str]) -> Non
         _check_conn_id(values["datasphere_conn_id"], marks)
 
 
+def _check_config(value: Any) -> None:
+    """Check the configuration of a new job: the whole of a mapping, but for files; of a file its name."""
+    from airflow_provider_datasphere.client.configuration.read import check_mapping, is_config_file
+
+    checks.refuse_task("config", value)
+    value = path_as_text(value)
+    if isinstance(value, Mapping):
+        check_mapping(value)
+    elif not (isinstance(value, str) and is_config_file(value)):
+        raise JobRequestError(f"config is {value!r}: give a mapping, or the path of a .yaml or .yml file.")
+
+
 class CheckedPartial:
-    """What ``.partial()`` of a fork returns; checks the known arguments before the tasks are expanded.
+    """What ``.partial()`` returns; checks the known arguments before the tasks are expanded.
 
     :param partial: Airflow's own.
     :param given: the arguments of ``.partial()``.
     """
 
-    def __init__(self, partial: Any, given: Mapping[str, Any]) -> None:
+    def __init__(self, partial: Any, given: Mapping[str, Any], field_checks: FieldChecks) -> None:
         self._partial = partial
+        self._field_checks = field_checks
         self._marks = template_marks(partial.kwargs.get("dag"))
-        check_known_values(given, self._marks)
+        check_known_values(given, self._marks, field_checks)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._partial, name)
@@ -105,14 +140,14 @@ class CheckedPartial:
         """Map over arguments, as Airflow's own."""
         for name, values in mapped.items():
             for value in values if isinstance(values, (list, tuple)) else ():
-                check_known_values({name: value}, self._marks)
+                check_known_values({name: value}, self._marks, self._field_checks)
         return self._partial.expand(**mapped)
 
     def expand_kwargs(self, kwargs: Any, *, strict: bool = True) -> Any:
         """Map over sets of arguments, as Airflow's own."""
         for values in kwargs if isinstance(kwargs, (list, tuple)) else ():
             if isinstance(values, Mapping):
-                check_known_values(values, self._marks)
+                check_known_values(values, self._marks, self._field_checks)
         return self._partial.expand_kwargs(kwargs, strict=strict)
 
 
@@ -219,3 +254,19 @@ def is_literal(value: object, marks: Collection[str] = tuple(_TEMPLATE_MARKS.val
         return all(is_literal(part, marks) for part in value)
     # XComArg, MappedArgument, DagParam and others show it by having resolve().
     return not hasattr(value, "resolve")
+
+
+#: A template, in the place of what will only be known when the task runs.
+_PLACEHOLDER = "{{ … }}"
+
+
+def with_placeholders(value: Any, marks: Collection[str]) -> Any:
+    """Return a mapping with a template in the place of everything in it that isn't known yet."""
+    value = path_as_text(value)
+    if isinstance(value, str):
+        return value if is_literal(value, marks) else _PLACEHOLDER
+    if isinstance(value, Mapping):
+        return {with_placeholders(key, marks): with_placeholders(part, marks) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [with_placeholders(part, marks) for part in value]
+    return _PLACEHOLDER if hasattr(value, "resolve") else value

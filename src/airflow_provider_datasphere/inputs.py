@@ -25,12 +25,10 @@ from airflow_provider_datasphere.client.uri import SCHEME, check_job_file_uri, f
 from airflow_provider_datasphere.object_store import check_key, missing_bucket, unknown_store
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-    from yandex.cloud.datasphere.v2.jobs import jobs_pb2
+    from collections.abc import Iterator, Sequence
 
     from airflow_provider_datasphere.client.sync_client import DataSphereClient
-    from airflow_provider_datasphere.client.transfer.inputs import JobInput
+    from airflow_provider_datasphere.client.transfer.inputs import InputSource, JobInput
 
 _READ_BYTES = 5 * 1024 * 1024
 _COPY_BYTES = 1024 * 1024
@@ -38,9 +36,9 @@ _COPY_BYTES = 1024 * 1024
 logger = logging.getLogger(__name__)
 
 
-def stage_vars(
-    vars: Mapping[str, str],
-    source_parameters: jobs_pb2.JobParameters,
+def stage_inputs(
+    sources: Sequence[InputSource],
+    kept: Sequence[str],
     client: DataSphereClient,
     scratch: Path,
     log: Any = logger,
@@ -51,26 +49,25 @@ def stage_vars(
     job knows sha256 and size, so it is downloaded only if the service asks for its upload. Directories (local, or
     everything below a URI) become zip files.
 
-    :param vars: input variable → local path or URI. ``datasphere://`` without a connection uses ``client``.
-    :param source_parameters: of the source job; its inputs that are not overridden keep their paths.
+    :param sources: local paths or URIs. ``datasphere://`` without a connection uses ``client``.
+    :param kept: the paths inside the job of inputs that are there already.
     :param scratch: an existing folder, removed by the caller when the job has its inputs.
     :raises JobRequestError: an input that isn't there, can't be uploaded or is over the service's 5 GiB (10 together).
     :raises DataSphereError: a store that can't be read now, or not enough space on this worker's disk.
     """
     from airflow_provider_datasphere.client.transfer.upload import inspect_local_input
 
-    places = {var: str(value) for var, value in vars.items()}
-    local = {var: place.removeprefix("file://") for var, place in places.items() if _is_local(place)}
-    kept = [file.desc.path for file in source_parameters.input_files if file.desc.var not in vars]
-    stage = _Stage(client, scratch, [_in_job(path) for path in (*kept, *local.values())], log)
+    local = [one.place.removeprefix("file://") for one in sources if _is_local(one.place)]
+    stage = _Stage(client, scratch, [_in_job(path) for path in (*kept, *local)], log)
     found = []
-    for var, place in places.items():
-        if var in local:
-            found.append(inspect_local_input(var, local[var], scratch))
-        elif place.startswith(f"{SCHEME}://"):
-            found.append(stage.from_job(var, place))
+    for one in sources:
+        if _is_local(one.place):
+            path = one.place.removeprefix("file://")
+            found.append(inspect_local_input(one.var, path, scratch, one.base_dir))
+        elif one.place.startswith(f"{SCHEME}://"):
+            found.append(stage.from_job(one.var, one.place))
         else:
-            found.append(stage.from_store(var, place))
+            found.append(stage.from_store(one.var, one.place))
     return prepare_inputs(found, scratch)
 
 

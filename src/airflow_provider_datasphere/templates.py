@@ -67,25 +67,27 @@ class TextTemplates(_Base):
             return super().render_template(content, context, jinja_env, seen_oids)
         env = jinja_env or self.get_template_env()
         if not isinstance(content, str):
-            return self._render_inside(content, context, env)
+            return self.render_inside(content, context, env)
         if field in self.text_containers and _is_template(content, env) and _is_native(env):
             value = super().render_template(content, context, env)
             if not isinstance(value, (str, bytes, bool, int, float, complex)):
                 return value
-        text = self._render_text(content, context, env)
+        text = self.render_text(content, context, env)
         return None if text == NONE_TEXT and _is_native(env) and _is_template(content, env) else text
 
-    def _render_inside(self, value: Any, context: Context, env: jinja2.Environment) -> Any:
+    def render_inside(self, value: Any, context: Context, env: jinja2.Environment) -> Any:
+        """Render the texts in a value; a template whose value is ``None`` renders to that."""
         if isinstance(value, str):
-            text = self._render_text(value, context, env)
+            text = self.render_text(value, context, env)
             return None if text == NONE_TEXT and _is_template(value, env) else text
         if type(value) in (list, tuple, set):
-            return type(value)(self._render_inside(part, context, env) for part in value)
+            return type(value)(self.render_inside(part, context, env) for part in value)
         if type(value) is dict:
-            return {key: self._render_inside(part, context, env) for key, part in value.items()}
+            return {key: self.render_inside(part, context, env) for key, part in value.items()}
         return super().render_template(value, context, env)
 
-    def _render_text(self, text: str, context: Context, env: jinja2.Environment) -> str:
+    def render_text(self, text: str, context: Context, env: jinja2.Environment) -> str:
+        """Render a template to text, whatever the DAG renders templates to."""
         if not _is_template(text, env):
             return text
         if not _is_native(env) or text.endswith(tuple(self.template_ext)):

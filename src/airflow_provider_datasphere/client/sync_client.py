@@ -9,6 +9,7 @@ import logging
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,6 +86,58 @@ class DataSphereClient(JobApi):
                 cloud_instance_types=cloud_instance_types or (),
             )
             return Job(self, submit(self, Fork(self, request), SubmissionIdentity(uuid.uuid4().hex)))
+
+    def execute_job(
+        self,
+        config: str | Path | Mapping[str, Any],
+        project_id: str | None = None,
+        *,
+        base_dir: str | Path | None = None,
+        args: Mapping[str, str] | None = None,
+        vars: Mapping[str, str] | None = None,
+        env_vars: Mapping[str, str] | None = None,
+        name: str | None = None,
+        desc: str | None = None,
+        docker: str | Mapping[str, Any] | None = None,
+        working_storage: Mapping[str, Any] | None = None,
+        cloud_instance_types: Sequence[str] | None = None,
+        data_ttl: timedelta | int | str | None = None,
+    ) -> Job:
+        """Make a job from a configuration and start it, as ``datasphere project job execute`` does; doesn't wait.
+
+        :param config: path of a config.yaml, or a mapping with its keys.
+        :param project_id: where the job is made; default: the connection's project.
+        :param base_dir: what relative paths of the configuration are relative to. Default: the file's folder; with a
+            mapping the current folder.
+        :param args: these and the following come in the place of the configuration's values; ``args``, ``vars`` and
+            ``env_vars`` by name.
+        :param vars: input variable -> local path; output variable -> path inside the job.
+        :param data_ttl: how long the service keeps the job's data: whole days (timedelta or number), or
+            ``"infinity"``; default 14 days.
+        :raises JobRequestError: the configuration has faults: all of them, each with file and line; nothing was sent.
+        """
+        from airflow_provider_datasphere.client.configuration.overlay import Overlay
+        from airflow_provider_datasphere.client.configuration.read import ConfigSource
+        from airflow_provider_datasphere.client.submission.new_job import NewJob
+
+        with self.translate_errors():
+            base = None if base_dir is None else Path(base_dir)
+            if isinstance(config, Mapping):
+                source = ConfigSource(config, Path() if base is None else base)
+            else:
+                source = ConfigSource.of_file(Path(config), base)
+            overlay = Overlay(
+                args=args or {},
+                vars=vars or {},
+                env_vars=env_vars or {},
+                name=name,
+                desc=desc,
+                docker=docker,
+                working_storage=working_storage,
+                cloud_instance_types=cloud_instance_types or (),
+            )
+            request = NewJob(self, project_id, source, overlay, data_ttl=data_ttl)
+            return Job(self, submit(self, request, SubmissionIdentity(uuid.uuid4().hex)))
 
     def get_job(self, id: str) -> Job:
         """Return a job by its id, as ``SDK().get_job`` does."""

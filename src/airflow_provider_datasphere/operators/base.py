@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import time
-from abc import abstractmethod
-from collections.abc import Collection
 from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from airflow_provider_datasphere.arguments import LONGEST_TIMEOUT, as_seconds
+from airflow_provider_datasphere.arguments import LONGEST_TIMEOUT
 from airflow_provider_datasphere.client import errors
 from airflow_provider_datasphere.client.cancel_reason import (
     DEFERRAL_ENDED,
@@ -19,7 +17,6 @@ from airflow_provider_datasphere.client.cancel_reason import (
 from airflow_provider_datasphere.compat import (
     AIRFLOW_V_3_0_PLUS,
     AirflowTaskTimeout,
-    BaseOperator,
     deferral_timed_out,
     delete_return_value,
     resumed_by_this_try,
@@ -32,16 +29,13 @@ from airflow_provider_datasphere.exceptions import (
 )
 from airflow_provider_datasphere.generation import StateStore
 from airflow_provider_datasphere.hooks.datasphere import DataSphereHook
-from airflow_provider_datasphere.links.jobs import DataSphereJobLink
-from airflow_provider_datasphere.operators.job_guard import JobGuard
+from airflow_provider_datasphere.operators.submitting import SubmittingOperator
 from airflow_provider_datasphere.task_context import can_defer, require_task
 from airflow_provider_datasphere.task_result import report_outcome
 from airflow_provider_datasphere.triggers.event import JobEvent
 
 if TYPE_CHECKING:
-    from airflow_provider_datasphere.client import cancellation
     from airflow_provider_datasphere.client.model import JobHandle
-    from airflow_provider_datasphere.client.monitoring.outcome import OutcomePolicy
     from airflow_provider_datasphere.client.submission.reattach import SubmittedJob
     from airflow_provider_datasphere.client.sync_client import DataSphereClient
     from airflow_provider_datasphere.compat import Context
@@ -52,52 +46,12 @@ DEFERRAL_TIMEOUT_MARGIN_SECONDS = 300.0
 AIRFLOW_2_DEADLINE_MARGIN_SECONDS = 5.0
 
 
-class JobOperator(BaseOperator):
-    """A task that owns one job. Subclasses implement :meth:`_get_or_create_job`, and have the arguments named below.
-
-    These are parameters of each subclass, since a DAG's ``default_args`` apply only to those that a class names.
-    """
-
-    wait_for_completion: bool
-    deferrable: bool
-    start_timeout: timedelta | float | None
-    poll_interval: float
-    stream_logs: bool
-    on_kill_action: cancellation.OnKillAction
-    reattach: bool
-    fail_on_missing_outputs: bool
-    skip_on_exit_code: int | Collection[int] | None
-    datasphere_conn_id: str
-
-    operator_extra_links = (DataSphereJobLink(),)
-    ui_color = "#dbe9ff"
+class JobOperator(SubmittingOperator):
+    """A task that owns one job, and waits for it: on its worker, or deferred."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._guard = JobGuard()
         self._try_started_at: float | None = None
-
-    @abstractmethod
-    def _get_or_create_job(
-        self,
-        context: Context,
-        client: DataSphereClient,
-        *,
-        wait_for_room: bool = True,
-        first_execute_at: float | None = None,
-    ) -> SubmittedJob:
-        """Return the job of the task's generation: one that an earlier try created, or a new one.
-
-        Calls ``publish_job`` of :attr:`_guard` as soon as the job exists.
-
-        :param wait_for_room: wait here while the service has no room for it; otherwise it is returned as ``queued``.
-        :param first_execute_at: when this try began to wait for room, epoch seconds, if it did: an unstarted job of
-            this try may be there.
-        """
-
-    @abstractmethod
-    def find_unfinished_jobs(self, context: Context, client: DataSphereClient) -> list[tuple[str, bool]]:
-        """Return the ids of the jobs of the task's generation that aren't over, and whether each was started."""
 
     # The task ----------------------------------------------------------------------------------------------------
 
@@ -281,10 +235,6 @@ class JobOperator(BaseOperator):
             timeout=None if deadline is None else _deferral_timeout(deadline),
         )
 
-    @property
-    def _start_seconds(self) -> float | None:
-        return as_seconds(self.start_timeout)
-
     def _start_deadline(self, handle: JobHandle) -> float | None:
         """Return until when the job must compute, epoch seconds; counted from now where its start isn't known."""
         seconds = self._start_seconds
@@ -346,14 +296,6 @@ class JobOperator(BaseOperator):
             delete_return_value(context["ti"], self.log)
         report_outcome(context, outcome, self.log)
         return handle.job_id
-
-    @property
-    def _policy(self) -> OutcomePolicy:
-        from airflow_provider_datasphere.client.monitoring.outcome import OutcomePolicy
-
-        return OutcomePolicy.of(
-            fail_on_missing_outputs=self.fail_on_missing_outputs, skip_on_exit_code=self.skip_on_exit_code
-        )
 
 
 def _deferral_timeout(deadline: float) -> timedelta:

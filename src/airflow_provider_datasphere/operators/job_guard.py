@@ -32,7 +32,7 @@ from airflow_provider_datasphere.links.jobs import DataSphereJobLink
 if TYPE_CHECKING:
     from airflow_provider_datasphere.client.sync_client import DataSphereClient
     from airflow_provider_datasphere.compat import Context
-    from airflow_provider_datasphere.operators.base import JobOperator
+    from airflow_provider_datasphere.operators.submitting import SubmittingOperator
 
 
 class OvertakenError(DataSphereError):
@@ -75,7 +75,7 @@ class JobGuard:
 
     # Publishing the job ------------------------------------------------------------------------------------------
 
-    def publish_job(self, operator: JobOperator, job_id: str, project_id: str) -> None:
+    def publish_job(self, operator: SubmittingOperator, job_id: str, project_id: str) -> None:
         """Push the job's id and URL to XCom, as soon as the job exists."""
         if job_id == self.job_id:
             return
@@ -111,7 +111,7 @@ class JobGuard:
 
     # Task kill handling ------------------------------------------------------------------------------------------
 
-    def on_kill(self, operator: JobOperator) -> None:
+    def on_kill(self, operator: SubmittingOperator) -> None:
         """End the job as ``on_kill_action`` says, unless a later try will reattach to it.
 
         Called by a signal handler, by Airflow after a timeout, and possibly twice.
@@ -129,7 +129,7 @@ class JobGuard:
         # Not longer: the task is killed for good about five seconds after the signal.
         worker.join(task_end.KILL_SECONDS + 0.2)
 
-    def _on_kill(self, operator: JobOperator) -> None:
+    def _on_kill(self, operator: SubmittingOperator) -> None:
         self.killed.set()
         begun = time.monotonic()
         try:
@@ -144,7 +144,7 @@ class JobGuard:
         seconds = max(1.0, min(cancellation.CANCEL_SECONDS, task_end.KILL_SECONDS - (time.monotonic() - begun)))
         self.end_job_unless_kept(operator, seconds)
 
-    def _keeps_job_running(self, operator: JobOperator, context: Context) -> bool:
+    def _keeps_job_running(self, operator: SubmittingOperator, context: Context) -> bool:
         """Return whether the job is kept, by what Airflow says of the task."""
         ti: Any = context["ti"]
         will_reattach = self.will_reattach(operator)
@@ -168,7 +168,7 @@ class JobGuard:
             )
         return kept
 
-    def will_reattach(self, operator: JobOperator) -> bool:
+    def will_reattach(self, operator: SubmittingOperator) -> bool:
         """Return whether a later try would reattach to the job."""
         return self.context is not None and operator.reattach and has_retries_left(self.context)
 
@@ -181,13 +181,13 @@ class JobGuard:
 
     # Cancelling the job ------------------------------------------------------------------------------------------
 
-    def end_job_unless_kept(self, operator: JobOperator, seconds: float = cancellation.CANCEL_SECONDS) -> None:
+    def end_job_unless_kept(self, operator: SubmittingOperator, seconds: float = cancellation.CANCEL_SECONDS) -> None:
         if not self._kept_running:
             self.end_job(operator, TIMED_OUT if self._timed_out else TASK_ENDED, seconds)
 
     def end_job(
         self,
-        operator: JobOperator,
+        operator: SubmittingOperator,
         reason: str,
         seconds: float = cancellation.CANCEL_SECONDS,
         *,
@@ -224,13 +224,13 @@ class JobGuard:
             self.record_own_cancel(operator)
         return ended
 
-    def record_own_cancel(self, operator: JobOperator) -> None:
+    def record_own_cancel(self, operator: SubmittingOperator) -> None:
         """Record that this task cancelled its job, so that a later try knows that no person did."""
         with suppress(Exception):
             if self.context is not None and (store := StateStore.of(self.context, operator)) is not None:
                 store.add(cancelled=self.job_id)
 
-    def cancelled_for_start_timeout(self, operator: JobOperator, error: errors.DataSphereError) -> Exception:
+    def cancelled_for_start_timeout(self, operator: SubmittingOperator, error: errors.DataSphereError) -> Exception:
         """Cancel the job because it took too long to start, whatever ``on_kill_action`` says; return the error.
 
         :param error: says that it did.
@@ -248,7 +248,7 @@ class JobGuard:
 
     # Ending the try ----------------------------------------------------------------------------------------------
 
-    def raise_final_error(self, operator: JobOperator, error: BaseException) -> NoReturn:
+    def raise_final_error(self, operator: SubmittingOperator, error: BaseException) -> NoReturn:
         """End the try with ``error``, after the job was kept or cancelled; the raised error names the job."""
         settled = self._final_error(operator, error)
         if settled is error:
@@ -258,7 +258,7 @@ class JobGuard:
             raise settled.with_traceback(error.__traceback__) from error.__cause__
         raise settled from error
 
-    def _final_error(self, operator: JobOperator, error: BaseException) -> BaseException:
+    def _final_error(self, operator: SubmittingOperator, error: BaseException) -> BaseException:
         if isinstance(error, (TaskDeferred, OvertakenError)):
             return error
         if self.killed.is_set():
@@ -289,10 +289,10 @@ class JobGuard:
             return error
         return self._with_running_job(operator, error)
 
-    def _will_be_retried(self, operator: JobOperator, error: Exception) -> bool:
+    def _will_be_retried(self, operator: SubmittingOperator, error: Exception) -> bool:
         return self.will_reattach(operator) and not isinstance(error, AirflowFailException)
 
-    def _with_earlier_jobs(self, operator: JobOperator, error: Exception) -> Exception:
+    def _with_earlier_jobs(self, operator: SubmittingOperator, error: Exception) -> Exception:
         """This try ends before it has reattached to the jobs of earlier ones, and no later try will."""
         context = self.context
         first_run = context is not None and context["ti"].try_number <= 1 and not self._resumed
@@ -316,7 +316,7 @@ class JobGuard:
             error = self._with_running_job(operator, error)
         return error
 
-    def _with_running_job(self, operator: JobOperator, error: Exception) -> Exception:
+    def _with_running_job(self, operator: SubmittingOperator, error: Exception) -> Exception:
         """The try ends with an error of its own while the job is running: keep or cancel the job, and say so."""
         if self._will_be_retried(operator, error):
             return _append_sentence(error, f"{self.label} keeps running, and the next try attaches to it.")
@@ -326,7 +326,7 @@ class JobGuard:
             return _append_sentence(error, f"{self.label} was cancelled, since no later try would reattach to it.")
         return _append_sentence(error, self._not_cancelled)
 
-    def _killed_error(self, operator: JobOperator) -> DataSphereError:
+    def _killed_error(self, operator: SubmittingOperator) -> DataSphereError:
         if self.job_id is None:
             return DataSphereError("This task was stopped in Airflow before a job was created.")
         if self._kept_running:

@@ -1,18 +1,18 @@
-"""Operators that run and cancel DataSphere jobs; the cancel lives in :mod:`.cancel`."""
+"""Operators that run and cancel DataSphere jobs; new jobs live in :mod:`.new_job`, the cancel in :mod:`.cancel`."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_datasphere.arguments import CheckedPartial, check_fork_arguments, paths_as_text
+from airflow_provider_datasphere.arguments import FORK_CHECKS, CheckedPartial, check_job_arguments, paths_as_text
 from airflow_provider_datasphere.client.monitoring import DEFAULT_POLL_INTERVAL
 from airflow_provider_datasphere.client.submission import fork_request as fork
 from airflow_provider_datasphere.compat import conf
-from airflow_provider_datasphere.generation import StateStore, key_of
 from airflow_provider_datasphere.hooks.datasphere import DataSphereHook
 from airflow_provider_datasphere.operators.base import JobOperator
 from airflow_provider_datasphere.operators.cancel import CancelJobOperator
+from airflow_provider_datasphere.operators.new_job import ExecuteJobOperator
 from airflow_provider_datasphere.templates import TextTemplates
 
 if TYPE_CHECKING:
@@ -20,10 +20,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from airflow_provider_datasphere.client import cancellation
-    from airflow_provider_datasphere.client.submission.job_key import Key
-    from airflow_provider_datasphere.client.submission.reattach import SubmittedJob
+    from airflow_provider_datasphere.client.submission.fork import Fork, SourceJob
     from airflow_provider_datasphere.client.sync_client import DataSphereClient
-    from airflow_provider_datasphere.client.transfer.inputs import JobInput
     from airflow_provider_datasphere.compat import Context, ObjectStoragePath
 
 
@@ -158,24 +156,15 @@ class ForkJobOperator(TextTemplates, JobOperator):
         self.fail_on_missing_outputs = fail_on_missing_outputs
         self.skip_on_exit_code = skip_on_exit_code
         self.datasphere_conn_id = datasphere_conn_id
-        check_fork_arguments(self)
+        check_job_arguments(self, FORK_CHECKS)
 
     @classmethod
     def partial(cls, **kwargs: Any) -> Any:
         """Return Airflow's own partial operator, with the known arguments checked."""
-        return CheckedPartial(super().partial(**kwargs), kwargs)
+        return CheckedPartial(super().partial(**kwargs), kwargs, FORK_CHECKS)
 
-    def _get_or_create_job(
-        self,
-        context: Context,
-        client: DataSphereClient,
-        *,
-        wait_for_room: bool = True,
-        first_execute_at: float | None = None,
-    ) -> SubmittedJob:
-        from airflow_provider_datasphere.client.submission.context import SubmissionCallbacks
+    def _job_request(self, context: Context, client: DataSphereClient) -> Fork:
         from airflow_provider_datasphere.client.submission.fork import Fork
-        from airflow_provider_datasphere.client.submission.reattach import get_or_create_job
 
         request = fork.ForkRequest(
             source_job_id=self.source_job_id,
@@ -190,49 +179,18 @@ class ForkJobOperator(TextTemplates, JobOperator):
             cloud_instance_types=() if self.cloud_instance_types is None else self.cloud_instance_types,
             data_ttl=self.data_ttl,
         )
-
-        def stage_inputs(input_vars: Mapping[str, str], source: Any, scratch: Path) -> Sequence[JobInput]:
-            from airflow_provider_datasphere.inputs import stage_vars
-
-            return stage_vars(input_vars, source, client, scratch)
-
-        return get_or_create_job(
+        return Fork(
             client,
-            Fork(
-                client,
-                request,
-                stage_inputs=stage_inputs,
-                source_data_ttl=self.source_data_ttl,
-                logger=self.log,
-            ),
-            self._key(context),
-            store=StateStore.of(context, self) if self.reattach else None,
-            search_existing=first_execute_at is not None or (self.reattach and context["ti"].try_number > 1),
-            policy=self._policy,
-            callbacks=SubmissionCallbacks(
-                require_newest_try=self._guard.require_newest_try,
-                created=lambda job_id, project_id: self._guard.publish_job(self, job_id, project_id),
-            ),
-            poll_interval=self.poll_interval,
-            start_timeout=self._start_seconds,
-            first_execute_at=first_execute_at,
-            wait_for_room=wait_for_room,
+            request,
+            stage_inputs=self._stage_inputs(client),
+            source_data_ttl=self.source_data_ttl,
             logger=self.log,
         )
 
-    def find_unfinished_jobs(self, context: Context, client: DataSphereClient) -> list[tuple[str, bool]]:
-        from yandex.cloud.datasphere.v2.jobs import jobs_pb2
-
+    def _job_origin(self, context: Context, client: DataSphereClient) -> SourceJob:
         from airflow_provider_datasphere.client.submission.fork import SourceJob
-        from airflow_provider_datasphere.client.submission.reattach import find_unfinished_jobs
 
-        origin = SourceJob(client, self.source_job_id)
-        left = find_unfinished_jobs(client, origin, self._key(context), StateStore.of(context, self))
-        return [(job.id, job.status != jobs_pb2.CREATING) for job in left]
-
-    def _key(self, context: Context) -> Key:
-        key, ti = key_of(context, self), context["ti"]
-        return key if self.reattach else key.for_try(ti.try_number)
+        return SourceJob(client, self.source_job_id)
 
 
-__all__ = ["CancelJobOperator", "ForkJobOperator"]
+__all__ = ["CancelJobOperator", "ExecuteJobOperator", "ForkJobOperator"]

@@ -28,15 +28,16 @@ from airflow_provider_datasphere.client.submission.fork_request import ForkReque
 from airflow_provider_datasphere.client.submission.submit import submit
 from airflow_provider_datasphere.client.transfer import inputs as staging
 from airflow_provider_datasphere.client.transfer.partial_file import LocalPartialFile
-from airflow_provider_datasphere.inputs import stage_vars
+from airflow_provider_datasphere.inputs import stage_inputs
 from airflow_provider_datasphere.object_store import unknown_store
 from datasphere_emulator import Emulator, Script
+from staging import stage_vars
 from stored_jobs import add_output, client_of, ended_job, gets, random_bytes, zipped
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Sequence
 
-    from airflow_provider_datasphere.client.transfer.inputs import JobInput
+    from airflow_provider_datasphere.client.transfer.inputs import InputSource, JobInput
 
 NOTHING = jobs_pb2.JobParameters()
 
@@ -257,8 +258,8 @@ def fork(emulator: Emulator, source: str, place: str) -> Any:
     """The job that a fork of ``source`` with ``DATA`` from ``place`` makes, ended."""
     client = client_of(emulator)
 
-    def stager(given: Mapping[str, str], parameters: jobs_pb2.JobParameters, scratch: Path) -> list[JobInput]:
-        return stage_vars(given, parameters, client, scratch)
+    def stager(given: Sequence[InputSource], kept: Sequence[str], scratch: Path) -> list[JobInput]:
+        return stage_inputs(given, kept, client, scratch)
 
     request = ForkRequest(source_job_id=source, vars={"DATA": place})
     handle = submit(client, Fork(client, request, stage_inputs=stager), SubmissionIdentity(uuid.uuid4().hex))
@@ -341,7 +342,7 @@ def test_fetching_ends_with_the_task(emulator: Emulator, tmp_path: Path, monkeyp
             threading.Thread(target=interrupt).start()
 
         monkeypatch.setattr(Body, "chunks", watched)
-        fork = Fork(client, request, stage_inputs=lambda *given: stage_vars(given[0], given[1], client, given[2]))
+        fork = Fork(client, request, stage_inputs=lambda *given: stage_inputs(given[0], given[1], client, given[2]))
         with pytest.raises(Interrupted):
             submit(client, fork, SubmissionIdentity(uuid.uuid4().hex), SubmissionCallbacks(created=created))
         assert time.monotonic() - began[0] < 10
@@ -365,7 +366,7 @@ def test_fetching_ends_with_the_input_beside_it(
         fork = Fork(
             client,
             ForkRequest(source_job_id=source, vars=places),
-            stage_inputs=lambda *given: stage_vars(given[0], given[1], client, given[2]),
+            stage_inputs=lambda *given: stage_inputs(given[0], given[1], client, given[2]),
         )
         callbacks = SubmissionCallbacks(created=lambda *_: began.append(time.monotonic()))
         with pytest.raises(DataSphereError, match=r"Upload of input NEAR .* answered 400"):

@@ -20,9 +20,9 @@ from airflow_provider_datasphere.client.errors import DataSphereError, JobReques
 from airflow_provider_datasphere.compat import AirflowFailException, ObjectStoragePath
 from airflow_provider_datasphere.exceptions import ResultsError
 from airflow_provider_datasphere.filesystems.datasphere import DataSphereFileSystem
-from airflow_provider_datasphere.inputs import stage_vars
 from airflow_provider_datasphere.operators.results import DownloadJobResultsOperator
 from datasphere_emulator import Emulator
+from staging import stage_vars
 from stored_jobs import PEAK, add_output, client_of, ended_job, gets, random_bytes, zipped
 
 if TYPE_CHECKING:

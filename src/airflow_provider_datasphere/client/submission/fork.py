@@ -17,12 +17,14 @@ from airflow_provider_datasphere.client.submission import fork_comparison
 from airflow_provider_datasphere.client.submission.fork_request import (
     ForkRequest,
     expiry_warning,
+    kept_paths,
     overrides_message,
     pattern_warning,
     plan_fork,
 )
 from airflow_provider_datasphere.client.submission.job_request import CreationRpc, PreparedJob
-from airflow_provider_datasphere.client.transfer.upload import local_input
+from airflow_provider_datasphere.client.transfer.inputs import InputSource
+from airflow_provider_datasphere.client.transfer.upload import stage_local_inputs
 from airflow_provider_datasphere.client.validation import parse_ttl
 
 if TYPE_CHECKING:
@@ -30,16 +32,8 @@ if TYPE_CHECKING:
     from airflow_provider_datasphere.client.logger import LoggerLike
     from airflow_provider_datasphere.client.submission.job_key import Key
     from airflow_provider_datasphere.client.submission.job_request import DescriptionTagger, InputStager
-    from airflow_provider_datasphere.client.transfer.inputs import JobInput
 
 log = logging.getLogger(__name__)
-
-
-def stage_local_inputs(
-    input_vars: Mapping[str, str], _source: jobs_pb2.JobParameters, scratch: Path
-) -> Sequence[JobInput]:
-    """Make inputs ready for upload that are all local paths."""
-    return [local_input(var, path, scratch) for var, path in input_vars.items()]
 
 
 class SourceJob:
@@ -158,7 +152,8 @@ class Fork:
         if warning := pattern_warning(plan, source):
             self._log.warning("%s", warning)
         self._keep_source(source)
-        inputs = self._stage_inputs(plan.input_vars, source.job_parameters, scratch)
+        sources = [InputSource(var, place) for var, place in plan.input_vars.items()]
+        inputs = self._stage_inputs(sources, kept_paths(source.job_parameters, plan.input_vars), scratch)
         message = project_job_service_pb2.CloneProjectJobRequest(
             source_job_id=request.source_job_id,
             job_parameters_overrides=overrides_message(plan, inputs),

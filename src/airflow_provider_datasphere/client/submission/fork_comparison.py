@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from airflow_provider_datasphere.client.errors import DataSphereError
+from airflow_provider_datasphere.client.submission.fork_request import kept_paths
 from airflow_provider_datasphere.client.submission.job_key import without_tag
+from airflow_provider_datasphere.client.submission.job_parameters import image_of
+from airflow_provider_datasphere.client.transfer.inputs import InputSource
 from airflow_provider_datasphere.client.uri import SCHEME, is_uri
 from airflow_provider_datasphere.client.validation import parse_working_storage
 
@@ -77,7 +80,7 @@ def changed_inputs(
             continue
         with tempfile.TemporaryDirectory(prefix="datasphere-inputs-") as scratch:
             try:
-                staged = stage_inputs({var: place}, parameters, Path(scratch))
+                staged = stage_inputs([InputSource(var, place)], kept_paths(parameters, [var]), Path(scratch))
             except DataSphereError as error:
                 log.debug("Input %s can't be compared with that of job %s: %s", var, job.id, error)
                 continue
@@ -119,18 +122,14 @@ def _changed_settings(request: ForkRequest, job: jobs_pb2.Job, source: jobs_pb2.
         wanted_storage = storage if base is None else base.extended_working_storage.size_gb
     if wanted_storage != storage:
         changed.append("working_storage")
-    image = _image(made.env)
+    image = image_of(made.env)
     if request.docker:
         docker = request.docker
         if image != (docker if isinstance(docker, str) else docker["image"]):
             changed.append("docker")
-    elif base is not None and image != _image(base.env):
+    elif base is not None and image != image_of(base.env):
         changed.append("docker")
     return changed
-
-
-def _image(environment: jobs_pb2.Environment) -> str:
-    return environment.docker_image_resource_id or environment.docker_image_spec.image_url
 
 
 def _same_beginning(wanted: str, made: str) -> bool:

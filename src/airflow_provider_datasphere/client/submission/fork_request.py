@@ -7,68 +7,38 @@ The rules are those of the official ``datasphere`` SDK 0.10 (``fork_params``, ``
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from airflow_provider_datasphere.client.errors import JobRequestError
+from airflow_provider_datasphere.client.overrides import MAX_ENTRIES, OVERRIDE_CHECKS, is_pattern
 from airflow_provider_datasphere.client.submission.job_key import without_tag
-from airflow_provider_datasphere.client.transfer.inputs import check_sizes
-from airflow_provider_datasphere.client.uri import SCHEME, check_job_file_uri, is_uri
-from airflow_provider_datasphere.client.validation import (
-    check_docker,
-    check_instance_types,
-    check_job_id,
-    check_strings,
-    check_text,
-    parse_ttl,
-    parse_working_storage,
+from airflow_provider_datasphere.client.submission.job_parameters import (
+    check_request_size,
+    file_message,
+    set_docker,
+    storage_message,
 )
+from airflow_provider_datasphere.client.transfer.inputs import check_sizes
+from airflow_provider_datasphere.client.uri import is_uri
+from airflow_provider_datasphere.client.validation import check_job_id, parse_ttl, parse_working_storage
 
 if TYPE_CHECKING:
     from yandex.cloud.datasphere.v2.jobs import jobs_pb2
 
     from airflow_provider_datasphere.client.transfer.inputs import JobInput
 
-MAX_ENTRIES = 100
 EXPIRY_WARNING = timedelta(days=3)
-#: What makes a glob pattern of a path.
-_PATTERN = re.compile(r"[*?\[]")
-#: What one request may have, bytes: the limit of a gRPC server that sets none. DataSphere documents no other.
-MAX_REQUEST_BYTES = 4 * 1024 * 1024
-#: Of that, what the rest of a Clone request takes beside the overrides, name and description.
-_REQUEST_MARGIN_BYTES = 4096
-
-
-def check_vars(values: object) -> None:
-    """Raise JobRequestError unless this is a mapping of variables to paths and URIs; a URI of a job's file names both.
-
-    Inputs and outputs can be distinguished only when the source job is known.
-    """
-    check_strings("vars", values)
-    assert isinstance(values, Mapping)
-    for name, value in values.items():
-        if value.startswith(f"{SCHEME}://"):
-            check_job_file_uri(f"vars[{name!r}]", value)
-
 
 #: The check of each field of a :class:`ForkRequest`, for its whole value; raises :class:`JobRequestError`.
 FIELD_CHECKS: Mapping[str, Callable[[Any], object]] = {
     "source_job_id": lambda value: check_job_id(
         "source_job_id", value, "give the id of the DataSphere job to fork, such as 'bt1…'"
     ),
-    "args": lambda value: check_strings("args", value),
-    "vars": check_vars,
-    "env_vars": lambda value: check_strings("env_vars", value),
-    "name": lambda value: check_text("name", value),
-    "desc": lambda value: check_text("desc", value),
-    "docker": check_docker,
-    "working_storage": parse_working_storage,
-    "cloud_instance_types": check_instance_types,
-    "data_ttl": lambda value: parse_ttl("data_ttl", value),
+    **OVERRIDE_CHECKS,
 }
 
 
@@ -184,7 +154,7 @@ def _check_outputs(output_vars: Mapping[str, str], source_job_id: str) -> None:
             )
         if not path:
             raise JobRequestError(f"vars[{var!r}] is empty: give the new path of this output inside the job.")
-        if _PATTERN.search(path):
+        if is_pattern(path):
             raise JobRequestError(
                 f"vars[{var!r}] is {path!r}, a pattern: DataSphere accepts it, and fails the job at its end. Give the "
                 "path of one file or folder."
@@ -199,13 +169,21 @@ def _check_count(what: str, entries: Mapping[str, str]) -> None:
 def pattern_warning(plan: ForkPlan, source: jobs_pb2.Job) -> str | None:
     """Return a warning about outputs of the source job that are patterns, which make the job fail at its end."""
     paths = [desc.path for desc in source.job_parameters.output_files if desc.var not in plan.output_vars]
-    patterns = [path for path in paths if _PATTERN.search(path)]
+    patterns = [path for path in paths if is_pattern(path)]
     if not patterns:
         return None
     return (
         f"Outputs of source job {source.id} look like patterns: {', '.join(patterns)}. DataSphere collects files and "
         "folders by their names, and fails such a job at its end."
     )
+
+
+def kept_paths(parameters: jobs_pb2.JobParameters, replaced: Collection[str]) -> list[str]:
+    """Return the paths of a source job's inputs that stay.
+
+    :param replaced: variables of the others.
+    """
+    return [file.desc.path for file in parameters.input_files if file.desc.var not in replaced]
 
 
 def overrides_message(plan: ForkPlan, inputs: Sequence[JobInput]) -> jobs_pb2.JobParameters:
@@ -224,50 +202,27 @@ def overrides_message(plan: ForkPlan, inputs: Sequence[JobInput]) -> jobs_pb2.Jo
 
     request = plan.request
     environment = jobs_pb2.Environment(vars=request.env_vars)
-    docker = request.docker
-    if isinstance(docker, str):
-        if docker:
-            environment.docker_image_resource_id = docker
-    elif docker is not None:
-        environment.docker_image_spec.image_url = docker["image"]
-        environment.docker_image_spec.username = docker.get("username") or ""
-        if docker.get("password"):
-            environment.docker_image_spec.password_ds_secret_name = docker["password"]["secret-id"]
-    size_gib = parse_working_storage(request.working_storage)
-    storage = jobs_pb2.ExtendedWorkingStorage
+    set_docker(environment, request.docker)
     message = jobs_pb2.JobParameters(
         arguments=[jobs_pb2.Argument(name=name, value=value) for name, value in request.args.items()],
-        input_files=[
-            jobs_pb2.File(
-                desc=jobs_pb2.FileDesc(path=job_input.path, var=job_input.var),
-                sha256=job_input.sha256,
-                size_bytes=job_input.size_bytes,
-                compression_type=cast("jobs_pb2.FileCompressionType.ValueType", job_input.compression_type),
-            )
-            for job_input in inputs
-        ],
+        input_files=[file_message(job_input) for job_input in inputs],
         output_files=[jobs_pb2.FileDesc(path=path, var=var) for var, path in plan.output_vars.items()],
         env=environment,
         cloud_instance_types=[jobs_pb2.CloudInstanceType(name=name) for name in request.cloud_instance_types],
-        extended_working_storage=storage(type=storage.SSD, size_gb=size_gib) if size_gib is not None else None,
+        extended_working_storage=storage_message(parse_working_storage(request.working_storage)),
     )
-    _check_request_size(request, message.ByteSize())
+    in_message = {
+        f"{field_name}[{name!r}]": value
+        for field_name in ("args", "vars", "env_vars")
+        for name, value in getattr(request, field_name).items()
+    }
+    check_request_size(
+        f"The request to fork job {request.source_job_id}",
+        message.ByteSize(),
+        {"name": request.name or "", "desc": request.desc or ""},
+        in_message,
+    )
     return message
-
-
-def _check_request_size(request: ForkRequest, overrides_bytes: int) -> None:
-    texts = {"name": request.name or "", "desc": request.desc or ""}
-    size = overrides_bytes + sum(len(text.encode()) for text in texts.values()) + _REQUEST_MARGIN_BYTES
-    if size <= MAX_REQUEST_BYTES:
-        return
-    for field_name in ("args", "vars", "env_vars"):
-        texts |= {f"{field_name}[{name!r}]": value for name, value in getattr(request, field_name).items()}
-    largest = max(texts, key=lambda label: len(texts[label].encode()))
-    raise JobRequestError(
-        f"The request to fork job {request.source_job_id} would have {size} bytes, more than the "
-        f"{MAX_REQUEST_BYTES} that the service takes in one; the largest part is {largest} with "
-        f"{len(texts[largest].encode())}. Give such a value to the program as an input file, in vars."
-    )
 
 
 def expiry_warning(source: jobs_pb2.Job, now: datetime) -> str | None:

@@ -1,6 +1,6 @@
 """The interface between one way to create a job and the submission, which is the same for every way.
 
-:mod:`.fork` implements it; nothing else in this package knows that a job is a fork.
+:mod:`.fork` and :mod:`.new_job` implement it; nothing else in this package knows how a job is created.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from yandex.cloud.datasphere.v2.jobs import jobs_pb2
 
     from airflow_provider_datasphere.client.submission.job_key import Key
-    from airflow_provider_datasphere.client.transfer.inputs import JobInput
+    from airflow_provider_datasphere.client.transfer.inputs import InputSource, JobInput
 
-#: Makes inputs ready for upload: variable -> local path or URI; the paths inside the job that other inputs have;
-#: an empty folder for temporary files.
-InputStager = Callable[[Mapping[str, str], "jobs_pb2.JobParameters", Path], Sequence["JobInput"]]
+#: Makes inputs ready for upload: where they come from; the paths inside the job that other inputs have; an empty folder
+#: for temporary files.
+InputStager = Callable[[Sequence["InputSource"], Sequence[str], Path], Sequence["JobInput"]]
 #: Adds the tag of the task to the description that a job would have without it.
 DescriptionTagger = Callable[[str], str]
 

@@ -25,6 +25,20 @@ MAX_TOTAL_BYTES = 10 * 1024**3
 
 
 @dataclass(frozen=True)
+class InputSource:
+    """Where an input comes from.
+
+    :param var: its variable; empty where it has none.
+    :param place: local path or URI; a relative path is also the input's path in the job.
+    :param base_dir: what a relative path is relative to; ``None``: the current folder.
+    """
+
+    var: str
+    place: str
+    base_dir: Path | None = None
+
+
+@dataclass(frozen=True)
 class JobInput:
     """One input of a job.
 
@@ -93,7 +107,7 @@ def check_sizes(sizes: Iterable[tuple[str, int]]) -> None:
         total += size
     if total > MAX_TOTAL_BYTES:
         raise JobRequestError(
-            f"The inputs in vars have {total} bytes together: DataSphere accepts at most {MAX_TOTAL_BYTES} (10 GiB)."
+            f"The inputs have {total} bytes together: DataSphere accepts at most {MAX_TOTAL_BYTES} (10 GiB)."
         )
 
 

@@ -26,7 +26,7 @@ from airflow_provider_datasphere.client.transfer.archive import (
     unreadable,
     zip_directory,
 )
-from airflow_provider_datasphere.client.transfer.inputs import InputCandidate, JobInput, prepare_inputs
+from airflow_provider_datasphere.client.transfer.inputs import InputCandidate, InputSource, JobInput, prepare_inputs
 from airflow_provider_datasphere.client.transfer.workers import Workers, wait_for
 
 if TYPE_CHECKING:
@@ -44,20 +44,26 @@ class UploadUrlExpired(DataSphereError):
     """The storage rejected the upload URLs; the operation that created the job has new ones."""
 
 
-def local_input(var: str, path: str, scratch: Path) -> JobInput:
+def local_input(var: str, path: str, scratch: Path, base_dir: Path | None = None) -> JobInput:
     """Describe a local file or directory as the official SDK does.
 
     ``FileDesc.path`` is a file's path as it is given, and a directory's without what changes nothing (``./``, ``/``).
 
     :param scratch: an existing folder for the zip files of directories.
+    :param base_dir: what a relative path is relative to; default: the current folder.
     :raises JobRequestError: ``path`` is empty, there is nothing at it, it can't be read, is neither a file nor a
         directory, or too large.
     :raises DataSphereError: ``scratch`` has no room for it.
     """
-    return prepare_inputs([inspect_local_input(var, path, scratch)], scratch)[0]
+    return prepare_inputs([inspect_local_input(var, path, scratch, base_dir)], scratch)[0]
 
 
-def inspect_local_input(var: str, path: str, scratch: Path) -> InputCandidate:
+def stage_local_inputs(sources: Sequence[InputSource], _kept: Sequence[str], scratch: Path) -> Sequence[JobInput]:
+    """Make inputs ready for upload that are all local paths."""
+    return prepare_inputs([inspect_local_input(one.var, one.place, scratch, one.base_dir) for one in sources], scratch)
+
+
+def inspect_local_input(var: str, path: str, scratch: Path, base_dir: Path | None = None) -> InputCandidate:
     """Check a local input without reading it: the first half of :func:`local_input`.
 
     :raises JobRequestError: as there, except for errors of reading.
@@ -67,7 +73,7 @@ def inspect_local_input(var: str, path: str, scratch: Path) -> InputCandidate:
         # Path("") is the current folder.
         raise JobRequestError(f"Input {var}: its path is {path!r}: give the path of a file or directory.")
     check_name(f"Input {var}", path)
-    source = Path(path)
+    source = Path(path) if base_dir is None else base_dir / path
     try:
         source.stat()
     except FileNotFoundError:
@@ -80,12 +86,12 @@ def inspect_local_input(var: str, path: str, scratch: Path) -> InputCandidate:
         exists = True
     if not exists:
         raise JobRequestError(
-            f"{what} doesn't exist on this worker (current folder: {os.getcwd()}). Give an existing path, or a URI "
+            f"{what} doesn't exist on this worker ({_folder_searched(base_dir)}). Give an existing path, or a URI "
             "such as s3://connection@bucket/key or datasphere://job/file, which every worker can read."
         )
     if source.is_dir():
         size = directory_size(source)
-        return InputCandidate(what, size, size, lambda: _zipped(var, source, scratch))
+        return InputCandidate(what, size, size, lambda: _zipped(var, path, source, scratch))
     size = require_regular_file(source, what).st_size
 
     def read() -> JobInput:
@@ -96,14 +102,18 @@ def inspect_local_input(var: str, path: str, scratch: Path) -> InputCandidate:
     return InputCandidate(what, size, 0, read)
 
 
-def _zipped(var: str, directory: Path, scratch: Path) -> JobInput:
+def _folder_searched(base_dir: Path | None) -> str:
+    return f"current folder: {os.getcwd()}" if base_dir is None else f"looked in {base_dir.absolute()}"
+
+
+def _zipped(var: str, path: str, directory: Path, scratch: Path) -> JobInput:
     from yandex.cloud.datasphere.v2.jobs import jobs_pb2
 
     handle, name = tempfile.mkstemp(suffix=".zip", dir=scratch)
     os.close(handle)
     # resolve(): the entries begin with the directory's name, which "." or "data/.." doesn't have.
     zip_directory(directory if directory.name else directory.resolve(), Path(name))
-    return hash_file_input(var, str(directory), Path(name), jobs_pb2.ZIP)
+    return hash_file_input(var, str(Path(path)), Path(name), jobs_pb2.ZIP)
 
 
 def hash_file_input(var: str, path: str, source: Path, compression_type: int) -> JobInput:
