@@ -97,5 +97,5 @@ def test_a_quota_is_a_queue_without_slots(any_airflow: RealAirflow, count: int, 
         # A triggerer that dies takes with it when it started the jobs that just then began.
         queued = [result["queued_seconds"] for result in results if result["queued_seconds"] is not None]
         assert len(queued) >= 10 - 2 * quota or count > 10
-        assert all(seconds >= 0 for seconds in queued)
+        assert all(waited >= 0 for waited in queued)
         print(f"{emulator.journal.count('Execute')} Executes for {count} jobs, {len(beats)} beats")
