@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import json
 import math
+import shutil
 import signal
 import sys
 import threading
@@ -21,12 +22,15 @@ from harness import RealAirflow  # what starts Airflow for the tests; the Makefi
 
 PROJECT = Path(__file__).resolve().parents[1]
 EXAMPLES = PROJECT / "example_dags"
-#: The three patterns of the service's documentation: DAG, in the file of that name, and its tasks.
+#: The three patterns of the service's documentation, and a new job: DAG, in the file of that name, and its tasks.
 PATTERNS = {
     "fork_job_sync": ("fork_job",),
     "fork_job_async": ("fork_job", "do_something_else", "wait_for_job", "handle_result", "cancel_job"),
     "output_files_for_other_job": ("first_job", "second_job"),
+    "train_from_config": ("train",),
 }
+#: Folders beside the DAG files that they need.
+FOLDERS = ("train",)
 FIRST = "fork_job_sync"
 
 
@@ -42,7 +46,7 @@ class Stage:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--all", action="store_true", help="all three patterns of the documentation")
+    what.add_argument("--all", action="store_true", help="all three patterns of the documentation, and a new job")
     what.add_argument("--ui", action="store_true", help="leave Airflow and the emulator running until Ctrl-C")
     options = parser.parse_args()
     for number in (signal.SIGINT, signal.SIGTERM):  # so that Airflow's processes end with this one, however it ends
@@ -64,7 +68,8 @@ def show(*dag_ids: str) -> int:
             show_run(stage, dag_id)
     print("""
 Where to look next
-  make demo-all                   all three patterns of the documentation: wait, let a sensor wait, chain two jobs
+  make demo-all                   all three patterns of the documentation: wait, let a sensor wait, chain two jobs;
+                                  and a new job from a config.yaml
   make demo-ui                    the same in Airflow's pages, with the job's own page one click away
   example_dags/fork_job_sync.py   the DAG that ran
   README.md                       install it beside your Airflow, set up a connection, write your DAG""")
@@ -87,7 +92,8 @@ def show_run(stage: Stage, dag_id: str) -> None:
         if (result := airflow.xcom(dag_id, run_id, task_id, "result")) is not None:
             print(f"XCom result of {task_id}: {json.dumps(result, indent=2, ensure_ascii=False)}")
             parent = stage.emulator.job(result["job_id"]).parent_job_id
-            print(f"The job {result['job_id']} is a fork of {parent}, and ended with {result['status']}.")
+            origin = f"is a fork of {parent}" if parent else "was made from a configuration"
+            print(f"The job {result['job_id']} {origin}, and ended with {result['status']}.")
 
 
 def look_around() -> int:
@@ -134,6 +140,8 @@ def demo(*, tls: bool) -> Iterator[Stage]:
             airflow.add_connection("datasphere_default", conn_type="datasphere", extra=emulator.connection_extra())
             for name, job_id in jobs.items():
                 airflow.set_variable(name, job_id)
+            for folder in FOLDERS:
+                shutil.copytree(EXAMPLES / folder, airflow.home.dags / folder)
             for dag_id in PATTERNS:
                 airflow.add_dag(dag_id, (EXAMPLES / f"{dag_id}.py").read_text())
             yield Stage(emulator, source_job_id, airflow)

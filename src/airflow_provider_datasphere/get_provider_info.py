@@ -108,7 +108,7 @@ def get_provider_info():  # type: ignore[no-untyped-def]  # typing would be an i
     return {
         "package-name": "airflow-provider-datasphere",
         "name": _INTEGRATION,
-        "description": "Fork Yandex Cloud DataSphere jobs, watch them and collect their results.",
+        "description": "Fork and make Yandex Cloud DataSphere jobs, watch them and collect their results.",
         "versions": [__version__],
         "integrations": [
             {
@@ -122,6 +122,7 @@ def get_provider_info():  # type: ignore[no-untyped-def]  # typing would be an i
                 "integration-name": _INTEGRATION,
                 "python-modules": [
                     f"{_PACKAGE}.operators.jobs",
+                    f"{_PACKAGE}.operators.new_job",
                     f"{_PACKAGE}.operators.cancel",
                     f"{_PACKAGE}.operators.results",
                 ],

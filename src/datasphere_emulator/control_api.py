@@ -30,6 +30,7 @@ Its users can run any command as the emulator's user, so each request must carry
 ``POST jobs``                         arguments of ``Emulator.create_job`` → ``{"id"}``; a file's content is a string
                                       or ``{"base64": "…"}``
 ``POST scripted-jobs``                arguments of ``Emulator.create_scripted_job`` → ``{"id"}``
+``POST new-job-scripts``              arguments of ``Emulator.script_new_jobs``
 ``GET jobs``                          ``{"jobs": […]}``; query: ``parent``
 ``GET jobs/{id}``                     the job
 ``DELETE jobs/{id}``                  delete it
@@ -235,6 +236,7 @@ class ControlHandlers:
             ("POST", "iam/impersonations", _with_body(iam.allow_impersonation, caller=state.service_account_id)),
             ("POST", "jobs", self._create_job),
             ("POST", "scripted-jobs", self._create_scripted_job),
+            ("POST", "new-job-scripts", self._script_new_jobs),
             ("GET", "jobs", self._jobs),
             ("GET", "jobs/{job_id}", _with_path(state.job)),
             ("DELETE", "jobs/{job_id}", _with_path(state.delete_job)),
@@ -295,6 +297,10 @@ class ControlHandlers:
         if not isinstance(body.get("script"), (dict, list)):
             raise TypeError("The field 'script' is missing: the fields of a Script, or a list of such.")
         return {"id": self._state.create_scripted_job(**_checked_execute(body))}
+
+    async def _script_new_jobs(self, request: web.Request) -> Any:
+        call(self._state.script_new_jobs, await _body(request))
+        return {}
 
     async def _jobs(self, request: web.Request) -> Any:
         return {"jobs": call(self._state.jobs, request.query)}

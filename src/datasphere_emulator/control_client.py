@@ -169,6 +169,11 @@ class ControlClient:
         body = {"script": [item.to_json() for item in scripts], "execute": execute, **_plain_fields(fields)}
         return str(self.request("POST", "scripted-jobs", body)["id"])
 
+    def script_new_jobs(self, name: str, script: Script | list[Script]) -> None:
+        """See ``Emulator.script_new_jobs``."""
+        scripts = script if isinstance(script, list) else [script]
+        self.request("POST", "new-job-scripts", {"name": name, "script": [item.to_json() for item in scripts]})
+
     def job(self, job_id: str) -> jobs_pb2.Job:
         """See ``Emulator.job``."""
         return _job(self.request("GET", f"jobs/{job_id}"))

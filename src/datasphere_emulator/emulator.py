@@ -344,6 +344,14 @@ class Emulator:
         """
         return str(self._run(self.state.create_scripted_job, script, execute=execute, **fields))
 
+    def script_new_jobs(self, name: str, script: Script | list[Script]) -> None:
+        """Have jobs that clients create with this name be scripted, as are their forks.
+
+        :param script: one script, or a list: each execution uses the next, the last one repeats.
+        :raises ValueError: the name, or the list of scripts, is empty.
+        """
+        self._run(self.state.script_new_jobs, name, script)
+
     def job(self, job_id: str) -> jobs_pb2.Job:
         """Return a copy of a job.
 

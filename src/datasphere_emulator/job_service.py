@@ -108,6 +108,7 @@ class JobService:
         )
         ttl = request.data_ttl if request.HasField("data_ttl") else None
         seconds = 0.0 if prepared else self._settings.clone_seconds
+        series_id = series_id or self._jobs.series_of_name(request.name)
         return self._add(job, ttl, subject, "Create", key, series_id, seconds)
 
     def clone(

@@ -62,6 +62,8 @@ class Jobs:
         self._series = {
             id: ScriptSeries.from_json(scripts, positions.get(id, 0)) for id, scripts in database.all("series").items()
         }
+        #: Name of new jobs -> id of their scripts.
+        self._series_of_name: dict[str, str] = database.all("series_of_name")
         for record in self._records.values():
             if record.series_id and record.executions:
                 record.script = self._series[record.series_id].scripts[record.script_number]
@@ -112,6 +114,15 @@ class Jobs:
         self._series[id] = series
         self.database.put("series", id, series.to_json())
         return id
+
+    def script_new_jobs(self, name: str, series: ScriptSeries) -> None:
+        """Have jobs that clients create with this name play these scripts."""
+        self._series_of_name[name] = id = self.add_series(series)
+        self.database.put("series_of_name", name, id)
+
+    def series_of_name(self, name: str) -> str:
+        """Return the id of the scripts of new jobs of this name; "" for a real program."""
+        return self._series_of_name.get(name, "")
 
     def begin(self, record: JobRecord, operation: OperationRecord) -> None:
         """Save the start of a job's execution."""

@@ -208,12 +208,17 @@ class EmulatorState:
         :param execute: also execute the job.
         :param fields: see :class:`~datasphere_emulator.job_draft.JobDraft`.
         """
-        scripts = script if isinstance(script, list) else [script]
-        if not scripts:
-            raise ValueError("script: the list is empty.")
-        series = ScriptSeries([item if isinstance(item, Script) else Script.from_json(item) for item in scripts])
         fields.setdefault("cmd", "scripted")
-        return self._create(fields, execute, self.registry.add_series(series))
+        return self._create(fields, execute, self.registry.add_series(_series(script)))
+
+    def script_new_jobs(self, name: str, script: Script | dict[str, Any] | list[Any]) -> None:
+        """Have jobs that clients create with this name be scripted, as are their forks.
+
+        :param script: one script, or a list: each execution uses the next, the last one repeats.
+        """
+        if not name:
+            raise ValueError("name is empty: give the name of the jobs to be scripted.")
+        self.registry.script_new_jobs(name, _series(script))
 
     def _create(self, fields: dict[str, Any], execute: bool, series_id: str) -> str:
         fields = {name: list(value) if isinstance(value, Iterator) else value for name, value in fields.items()}
@@ -317,3 +322,10 @@ class EmulatorState:
         if not operation_id:
             raise not_found("operation_id: is empty.")
         self.registry.operations.forget(operation_id)
+
+
+def _series(script: Script | dict[str, Any] | list[Any]) -> ScriptSeries:
+    scripts = script if isinstance(script, list) else [script]
+    if not scripts:
+        raise ValueError("script: the list is empty.")
+    return ScriptSeries([item if isinstance(item, Script) else Script.from_json(item) for item in scripts])

@@ -44,11 +44,12 @@ CHAINED = [
     '"path": "result.txt"',
     '"path": "forecast.txt"',
 ]
+MADE = ["Fitting a line to 168 hours", '"path": "model.json"', "was made from a configuration"]
 
 
 @pytest.mark.parametrize(
     ("options", "expected"),
-    [((), WAITED), pytest.param(("--all",), [*WAITED, *SENSED, *CHAINED], marks=pytest.mark.long)],
+    [((), WAITED), pytest.param(("--all",), [*WAITED, *SENSED, *CHAINED, *MADE], marks=pytest.mark.long)],
     ids=["demo", "demo-all"],
 )
 def test_the_demo_shows_the_programs_own_lines_and_the_result(

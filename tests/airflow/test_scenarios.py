@@ -110,7 +110,7 @@ def test_every_mode_ends_alike(played: Played, scenario: Scenario, column: Colum
         assert expected.error in log, shown
 
     emulator = cell.emulator
-    jobs = [job for job in emulator.jobs(parent=cell.source) if emulator.executions(job.id)]
+    jobs = [job for job in cell.jobs if emulator.executions(job.id)]
     # A job that was deleted has left no more than its calls.
     executed = [call for call in emulator.journal.calls("Execute", subject=cell.subject) if call.effect]
     assert len({call.job_id for call in executed if call.code != "RESOURCE_EXHAUSTED"}) == expected.jobs
@@ -147,7 +147,7 @@ def test_a_burst_of_output_is_complete(played: Played, column: str) -> None:
 def test_a_lost_job_says_that_it_goes_on_and_costs_money(played: Played) -> None:
     for column in COLUMNS:
         cell = played.play.cells["role_taken_away", column.name, 0]
-        job_id = next(job.id for job in played.emulator.jobs(parent=cell.source))
+        job_id = cell.jobs[0].id
         log = cell.log
         assert f"Job {job_id} " in log
         assert "may still be running and costing money" in log

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
 from yandex.cloud.datasphere.v2.jobs import jobs_pb2
 
+from airflow_provider_datasphere.client.configuration.overlay import Overlay
+from airflow_provider_datasphere.client.configuration.read import ConfigSource
 from airflow_provider_datasphere.client.monitoring.outcome import OutcomePolicy, evaluate_outcome
 from airflow_provider_datasphere.client.monitoring.watch import watch
 from airflow_provider_datasphere.client.submission.context import SubmissionCallbacks
 from airflow_provider_datasphere.client.submission.fork import Fork
 from airflow_provider_datasphere.client.submission.fork_request import ForkRequest
 from airflow_provider_datasphere.client.submission.job_key import Key
+from airflow_provider_datasphere.client.submission.job_request import JobRequest
+from airflow_provider_datasphere.client.submission.new_job import NewJob
 from airflow_provider_datasphere.client.submission.reattach import SubmittedJob, get_or_create_job
 from airflow_provider_datasphere.client.submission.request_digest import request_digest
 from airflow_provider_datasphere.client.sync_client import DataSphereClient
@@ -62,10 +67,9 @@ class Generation:
     def try_once(self, **overrides: Any) -> SubmittedJob:
         self.tries += 1
         callbacks = {name: overrides.pop(name) for name in ("created", "uploaded") if name in overrides}
-        request = ForkRequest(**{"source_job_id": self.source, "vars": self.vars, **overrides})
         return get_or_create_job(
             self.client,
-            Fork(self.client, request),
+            self.request(**overrides),
             self.key,
             store=self.store,
             search_existing=self.tries > 1,
@@ -73,6 +77,10 @@ class Generation:
             callbacks=SubmissionCallbacks(**callbacks),
             poll_interval=0.1,
         )
+
+    def request(self, **overrides: Any) -> JobRequest:
+        """What a try wants to run."""
+        return Fork(self.client, ForkRequest(**{"source_job_id": self.source, "vars": self.vars, **overrides}))
 
     def tag_description(self, desc: str) -> str:
         return self.key.tag_description(desc, request_digest(ForkRequest(self.source, vars=self.vars)))
@@ -91,3 +99,22 @@ class Generation:
         (job,) = self.jobs
         assert job_id in (None, job.id)
         assert self.emulator.executions(job.id) == 1
+
+
+@dataclass
+class NewJobGeneration(Generation):
+    """The same of a task that makes a new job; ``source`` is the name of its jobs.
+
+    :param config: keys of its config.yaml.
+    """
+
+    config: dict[str, Any] = field(default_factory=dict)
+    folder: Path = Path()
+
+    def request(self, **overrides: Any) -> JobRequest:
+        config = {"name": self.source, "cmd": "scripted ${RANGE}", "args": {"RANGE": "1"}, **self.config}
+        return NewJob(self.client, None, ConfigSource(config, self.folder), Overlay(**overrides))
+
+    @property
+    def jobs(self) -> list[jobs_pb2.Job]:
+        return [job for job in self.emulator.jobs() if job.name == self.source]

@@ -27,6 +27,7 @@ class Column:
     :param arguments: of the operator or the sensor.
     :param with_operation: whether a sensor is given the operation id.
     :param retries: numbers of retries it is played with.
+    :param new: whether the operator makes a new job in place of a fork.
     """
 
     name: str
@@ -34,11 +35,14 @@ class Column:
     arguments: Mapping[str, Any]
     with_operation: bool = True
     retries: Sequence[int] = (0, 1)
+    new: bool = False
 
 
 COLUMNS = (
     Column("blocking", False, {"deferrable": False, "poll_interval": 0.5}),
     Column("deferrable", False, {"deferrable": True, "poll_interval": 0.5}),
+    Column("new", False, {"deferrable": False, "poll_interval": 0.5}, new=True),
+    Column("new_deferrable", False, {"deferrable": True, "poll_interval": 0.5}, new=True),
     Column("poke", True, {"mode": "poke", "poke_interval": 0.3, "deferrable": False}),
     Column("reschedule", True, {"mode": "reschedule", "poke_interval": 3, "deferrable": False}),
     Column("sensor_deferrable", True, {"deferrable": True, "poke_interval": 0.3}),

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from yandex.cloud.datasphere.v2.jobs import jobs_pb2
+
 from datasphere_emulator import Emulator, Script, Settings
 from harness.airflow import RealAirflow
 from harness.cells import OUTPUTS, Column, Scenario, Stage
@@ -39,7 +41,7 @@ except ImportError:
     from airflow import DAG
 
 from airflow_provider_datasphere.hooks.datasphere import DataSphereHook
-from airflow_provider_datasphere.operators.jobs import ForkJobOperator
+from airflow_provider_datasphere.operators.jobs import ExecuteJobOperator, ForkJobOperator
 from airflow_provider_datasphere.sensors.jobs import DataSphereJobSensor
 
 COLUMN = json.loads(@COLUMN@)
@@ -68,6 +70,9 @@ with DAG(
 ):
     for name, cell in CELLS.items():
         common = dict(task_id=name, datasphere_conn_id=cell["conn_id"], priority_weight=cell["weight"])
+        if COLUMN["new"]:
+            ExecuteJobOperator(config={"name": cell["job_name"], **cell["config"]}, **common, **cell["arguments"])
+            continue
         if not COLUMN["sensor"]:
             ForkJobOperator(source_job_id=cell["source"], **common, **cell["arguments"])
             continue
@@ -99,6 +104,13 @@ class Cell:
     @property
     def conn_id(self) -> str:
         return f"{self.dag_id}_{self.scenario.name}"
+
+    @property
+    def jobs(self) -> list[jobs_pb2.Job]:
+        """The jobs that it has made."""
+        if self.column.new:
+            return [job for job in self.emulator.jobs() if job.name == self.conn_id]
+        return self.emulator.jobs(parent=self.source)
 
     @property
     def result(self) -> dict[str, Any] | None:
@@ -169,8 +181,11 @@ class Play:
         if scenario.source_cleared:
             emulator.clear_data(source)
         for fault in scenario.faults:
-            emulator.faults.inject(subject=subject, **fault)
+            method = "Create" if column.new and fault["method"] == "Clone" else fault["method"]
+            emulator.faults.inject(subject=subject, **{**fault, "method": method})
         cell = Cell(scenario, column, retries, dag_id, emulator, subject, source)
+        if column.new:
+            emulator.script_new_jobs(cell.conn_id, list(scenario.scripts))
         self.cells[scenario.name, column.name, retries] = cell
         return cell
 
@@ -204,6 +219,7 @@ class Play:
             "dag_id": dag_id,
             "folder": str(folder),
             "sensor": column.sensor,
+            "new": column.new,
             "retries": cells[0].retries,
             "cells": {cell.scenario.name: self._cell(cell) for cell in cells},
         }
@@ -215,6 +231,8 @@ class Play:
         return {
             "conn_id": cell.conn_id,
             "source": cell.source,
+            "job_name": cell.conn_id,
+            "config": {"cmd": "scripted", "outputs": [{path: var} for path, var in OUTPUTS]},
             "weight": cell.scenario.weight,
             "ended_first": cell.scenario.ended_first,
             "with_operation": cell.column.with_operation,

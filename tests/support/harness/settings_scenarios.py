@@ -13,8 +13,8 @@ from datasphere_emulator import LogLine
 from harness.cells import INSTANCE_TYPE, Expected, Scenario, result
 from harness.scenarios import TWICE, cancelled_by_a_person, ended_with, failed, script
 
-_COLUMNS = ("blocking", "deferrable", "sensor_deferrable", "job_id_alone")
-_OPERATORS = ("blocking", "deferrable")
+_COLUMNS = ("blocking", "deferrable", "new", "new_deferrable", "sensor_deferrable", "job_id_alone")
+_OPERATORS = ("blocking", "deferrable", "new", "new_deferrable")
 #: Takes long enough that a reader who comes late has missed something.
 _TALKATIVE = [LogLine(0.0, "first line\n"), LogLine(1.5, "in the middle\n"), LogLine(2.9, "last line\n")]
 _LINES = ["first line", "in the middle", "last line"]
