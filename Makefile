@@ -66,7 +66,7 @@ test-airflow: setup packages ## Run the tests on real Airflows, installations, S
 test-cluster: setup packages ## Run the tests on a cluster: Celery, Redis, PostgreSQL, two of each component, logs in S3
 	$(BIN)/python -m pytest $(CLUSTER) $(PYTEST_ARGS)
 
-test: check test-airflow ## Run all that CI runs
+test: check test-airflow test-cluster ## Run all that CI runs
 
 test-long: setup packages ## Run the tests that take an hour or more: the scenario table, every way to be killed, leaks
 	$(BIN)/python -m pytest -m long $(PYTEST_ARGS)

@@ -44,6 +44,7 @@ class Fault:
     :param lost_answer: let the handler run and have its effect, but end with ``code`` (default UNAVAILABLE).
     :param after_messages: streams: end after this many messages, with ``code``, or cleanly if that is None.
     :param job_id: only calls whose request names this job (as ``job_id`` or ``source_job_id``) or operation.
+    :param project_id: only calls whose request names this project, such as Create and List.
     :param subject: only calls of this account.
     :param skip: number of matching calls to let pass first.
     :param rate_limit: calls per second; further ones end with RESOURCE_EXHAUSTED (or ``code``).
@@ -67,6 +68,7 @@ class Fault:
     lost_answer: bool = False
     after_messages: int | None = None
     job_id: str | None = None
+    project_id: str | None = None
     subject: str | None = None
     skip: int = 0
     rate_limit: float | None = None
@@ -221,6 +223,7 @@ class Faults:
                     fnmatch.fnmatchcase(call.method, fault.method)
                     and fault.applies_to(call.method)
                     and (fault.job_id is None or fault.job_id in names)
+                    and (fault.project_id is None or fault.project_id == (call.request or {}).get("project_id"))
                     and (fault.subject is None or fault.subject == call.subject)
                     and fault._fires(self._random)
                 ):

@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.airflow, pytest.mark.timeout(900)]
 #: Moments of every kind: before, in and after each call, and each thing that can die.
 _POINTS = {
     "blocking": (
-        "Clone sent",
+        "creation sent",
         "Execute sent",
         "running",
         "finished",
@@ -22,17 +22,19 @@ _POINTS = {
         "Ctrl-C",
     ),
     "deferred": (
-        "Clone's answer lost",
+        "creation's answer lost",
         "during upload",
         "deferred, triggerer killed",
         "triggerer stopped and continued",
         "marked failed by a person",
     ),
+    "new": ("creation sent", "during upload", "Execute's answer lost"),
+    "new deferred": ("creation's answer lost", "creation answered", "deferred, triggerer killed"),
 }
 
 
 def test_every_point_comes_up_in_every_mode_it_exists_in() -> None:
-    once = sum(sum(exists) for exists in POINTS.values())
+    once = sum(len(modes) for modes in POINTS.values())
     hits = [(run.mode, run.point) for run in schedule(3 * once, seed=5)]
     assert len(set(hits)) == once
     assert all(hits.count(hit) == 3 for hit in hits)

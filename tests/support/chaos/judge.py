@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from itertools import pairwise
@@ -28,7 +29,7 @@ class Verdict:
 
 def judge(
     emulator: Emulator,
-    source: str,
+    jobs_of_run: Sequence[jobs_pb2.Job],
     state: str,
     result: dict[str, Any] | None,
     *,
@@ -38,7 +39,7 @@ def judge(
 ) -> Verdict:
     """Judge one run.
 
-    :param source: its source job, which no other run forks.
+    :param jobs_of_run: the jobs that it has made.
     :param state: the task's end.
     :param result: its XCom.
     :param expected: the end it should have.
@@ -49,7 +50,7 @@ def judge(
     if state != expected:
         verdict.faults.append(f"ended as {state}, not {expected}")
     generations: dict[str, list[jobs_pb2.Job]] = defaultdict(list)
-    for job in emulator.jobs(parent=source):
+    for job in jobs_of_run:
         token = _TOKEN.search(job.desc)
         if token is None:
             verdict.faults.append(f"{job.id} has no mark: {job.desc!r}")
@@ -62,8 +63,8 @@ def judge(
         if executions:
             generations[token.group()].append(job)
         elif job.status == jobs_pb2.CREATING:
-            verdict.notes.append("a clone left that never ran")
-    mine = {job.id for job in emulator.jobs(parent=source)}
+            verdict.notes.append("a job left that never ran")
+    mine = {job.id for job in jobs_of_run}
     if not may_cancel and (cancelled := [c.job_id for c in emulator.journal.calls("Cancel") if c.job_id in mine]):
         verdict.faults.append(f"{', '.join(map(str, cancelled))} cancelled though nobody asked for it")
     for jobs in generations.values():

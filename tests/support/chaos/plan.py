@@ -7,39 +7,45 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-Mode = Literal["blocking", "deferred"]
+Mode = Literal["blocking", "deferred", "new", "new deferred"]
 
-#: Where a run is hit -> whether that point exists in (blocking, deferred) mode.
-POINTS: dict[str, tuple[bool, bool]] = {
-    "before Clone": (True, True),
-    "Clone sent": (True, True),
-    "Clone answered": (True, True),
-    "Clone's answer lost": (True, True),
-    "during upload": (True, True),
-    "Execute sent": (True, True),
-    "Execute's answer lost": (True, True),
-    "after Execute": (True, True),
-    "running": (True, False),
-    "log tail": (True, False),
-    "finished": (True, False),
-    "XCom pushed": (True, True),
-    "deferred, triggerer killed": (False, True),
-    "deferred, task resuming": (False, True),
-    "supervisor killed": (True, False),
-    "supervisor told to end": (True, False),
-    "triggerer stopped and continued": (False, True),
-    "API server away": (True, True),
-    "Ctrl-C": (True, False),
-    "scheduler killed": (True, True),
-    "service restarted": (True, True),
-    "answers cut": (True, True),
-    "token revoked": (True, True),
-    "cleared by a person": (True, True),
-    "marked failed by a person": (True, True),
+_FORKS: tuple[Mode, ...] = ("blocking", "deferred")
+_BLOCKING: tuple[Mode, ...] = ("blocking", "new")
+_DEFERRED: tuple[Mode, ...] = ("deferred", "new deferred")
+MODES = _BLOCKING + _DEFERRED
+#: Modes in which the task makes a new job in place of a fork: its creation is Create, not Clone.
+NEW = ("new", "new deferred")
+
+#: Where a run is hit -> the modes in which that point exists.
+POINTS: dict[str, tuple[Mode, ...]] = {
+    "before creation": _FORKS,
+    "creation sent": MODES,
+    "creation answered": MODES,
+    "creation's answer lost": MODES,
+    "during upload": MODES,
+    "Execute sent": MODES,
+    "Execute's answer lost": MODES,
+    "after Execute": MODES,
+    "running": _BLOCKING,
+    "log tail": _BLOCKING,
+    "finished": _BLOCKING,
+    "XCom pushed": MODES,
+    "deferred, triggerer killed": _DEFERRED,
+    "deferred, task resuming": _DEFERRED,
+    "supervisor killed": _BLOCKING,
+    "supervisor told to end": _BLOCKING,
+    "triggerer stopped and continued": _DEFERRED,
+    "API server away": MODES,
+    "Ctrl-C": _BLOCKING,
+    "scheduler killed": MODES,
+    "service restarted": MODES,
+    "answers cut": MODES,
+    "token revoked": MODES,
+    "cleared by a person": MODES,
+    "marked failed by a person": MODES,
 }
 #: Those in which somebody, or the task itself, ends the job; in all others nobody may cancel anything.
 ENDS_THE_JOB = frozenset({"cleared by a person", "marked failed by a person", "Ctrl-C"})
-MODES: tuple[Mode, Mode] = ("blocking", "deferred")
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,7 @@ class Run:
     seed: int
 
     def __str__(self) -> str:
-        return f"{self.number:4d}  {self.mode:8}  {self.point:31}"
+        return f"{self.number:4d}  {self.mode:12}  {self.point:31}"
 
 
 def schedule(count: int, seed: int) -> Iterator[Run]:
@@ -60,12 +66,7 @@ def schedule(count: int, seed: int) -> Iterator[Run]:
     rng = random.Random(seed)
     number = 0
     while True:
-        everything = [
-            (mode, point)
-            for point, exists in POINTS.items()
-            for mode, there in zip(MODES, exists, strict=True)
-            if there
-        ]
+        everything = [(mode, point) for point, modes in POINTS.items() for mode in modes]
         rng.shuffle(everything)
         for mode, point in everything:
             if number == count:

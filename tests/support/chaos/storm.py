@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import psutil
 from yandex.cloud.datasphere.v2.jobs import jobs_pb2
 
 from chaos.judge import Verdict, judge
-from chaos.plan import ENDS_THE_JOB, Run
+from chaos.plan import ENDS_THE_JOB, MODES, NEW, Run
 from datasphere_emulator import Emulator, Settings
 from harness import RealAirflow
 from harness.api import ApiError
@@ -42,26 +43,68 @@ try:
 except ImportError:
     from airflow import DAG
 
-from airflow_provider_datasphere.operators.jobs import ForkJobOperator
+from airflow_provider_datasphere.operators.jobs import ExecuteJobOperator, ForkJobOperator
 
-for mode in ("blocking", "deferred"):
+CONFIG = {
+    "cmd": "python main.py ${DATA} ${NONCE} out.txt",
+    "args": {"NONCE": "none"},
+    "inputs": ["main.py", {"data.bin": "DATA"}],
+    "outputs": [{"out.txt": "OUT"}],
+}
+
+for mode in ("blocking", "deferred", "new", "new_deferred"):
     begin = datetime(2026, 1, 1, tzinfo=timezone.utc)
+    common = dict(
+        task_id="fork",
+        args={"NONCE": "{{ dag_run.conf['nonce'] }}"},
+        vars={"DATA": "{{ dag_run.conf['data'] }}"},
+        deferrable=mode.endswith("deferred"),
+        poll_interval=1,
+        retries=10,
+        retry_delay=timedelta(seconds=2),
+    )
     with DAG(f"chaos_{mode}", schedule=None, start_date=begin, catchup=False) as dag:
-        ForkJobOperator(
-            task_id="fork",
-            source_job_id="{{ dag_run.conf['source'] }}",
-            args={"NONCE": "{{ dag_run.conf['nonce'] }}"},
-            vars={"DATA": "{{ dag_run.conf['data'] }}"},
-            deferrable=mode == "deferred",
-            poll_interval=1,
-            retries=10,
-            retry_delay=timedelta(seconds=2),
-        )
+        if mode.startswith("new"):
+            project, folder = "{{ dag_run.conf['project'] }}", "{{ dag_run.conf['folder'] }}"
+            ExecuteJobOperator(config=CONFIG, project_id=project, base_dir=folder, **common)
+        else:
+            ForkJobOperator(source_job_id="{{ dag_run.conf['source'] }}", **common)
     globals()[dag.dag_id] = dag
 """
 TASK = "fork"
 #: Three times what the harness sets for a triggerer that counts as dead, seconds.
 STILL_SECONDS = 15.0
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the jobs of a run come from: its own source job, or its own project."""
+
+    emulator: Emulator
+    source: str = ""
+    project: str = ""
+
+    @property
+    def conf(self) -> dict[str, str]:
+        return {"source": self.source, "project": self.project}
+
+    @property
+    def creation(self) -> tuple[str, dict[str, str]]:
+        """The call that makes the run's job, and what tells it from that of other runs."""
+        return ("Clone", {"job_id": self.source}) if self.source else ("Create", {"project_id": self.project})
+
+    def jobs(self) -> list[jobs_pb2.Job]:
+        """The jobs that the run has made."""
+        if self.source:
+            return self.emulator.jobs(parent=self.source)
+        return [job for job in self.emulator.jobs() if job.project_id == self.project]
+
+    def is_called(self) -> bool:
+        """Whether the call that makes the job has come."""
+        method, _ = self.creation
+        name = "source_job_id" if self.source else "project_id"
+        calls = self.emulator.journal.calls(method)
+        return any((call.request or {}).get(name) == (self.source or self.project) for call in calls)
 
 
 class Storm:
@@ -71,6 +114,7 @@ class Storm:
         self.emulator = emulator
         self.airflow = airflow
         self._folder = folder
+        (folder / "main.py").write_text(PROGRAM)
         #: Held while a component that all runs share is down.
         self._shared = threading.Lock()
 
@@ -81,16 +125,10 @@ class Storm:
         data = self._folder / f"{nonce}.bin"
         data.write_bytes(rng.randbytes(INPUT_BYTES))
         with self.shared():
-            source = self.emulator.create_job(
-                "python main.py ${DATA} ${NONCE} out.txt",
-                files={"main.py": PROGRAM, "data.bin": b"the source's own"},
-                inputs=["main.py", ("data.bin", "DATA")],
-                outputs=[("out.txt", "OUT")],
-                args={"NONCE": "none"},
-            )
-        dag_id = f"chaos_{run.mode}"
-        conf = {"source": source, "nonce": nonce, "data": str(data)}
-        hit = _Hit(self, run, rng, source, dag_id, f"{nonce}")
+            origin = self._origin(run, nonce)
+        dag_id = f"chaos_{run.mode.replace(' ', '_')}"
+        conf = {**origin.conf, "nonce": nonce, "data": str(data), "folder": str(self._folder)}
+        hit = _Hit(self, run, rng, origin, dag_id, f"{nonce}")
         with self.shared():
             hit.prepare()
         self.airflow.trigger(dag_id, conf, run_id=nonce)
@@ -101,7 +139,7 @@ class Storm:
             missed = f"the blow missed: {error}"
         state = self._end(dag_id, nonce)
         with self.shared():
-            self._settle(source)
+            self._settle(origin)
         proof = f"read {hashlib.sha256(data.read_bytes()).hexdigest()} {nonce}"
         result = self._ask(lambda: self.airflow.xcom(dag_id, nonce, TASK, "result"))
         # A person who came too late has changed nothing, or has been just in time.
@@ -109,7 +147,7 @@ class Storm:
         with self.shared():
             verdict = judge(
                 self.emulator,
-                source,
+                origin.jobs(),
                 state,
                 result,
                 expected=expected,
@@ -134,11 +172,25 @@ class Storm:
             time.sleep(0.5)
         return f"no end, {self.state(dag_id, run_id)}"
 
-    def _settle(self, source: str) -> None:
+    def _origin(self, run: Run, nonce: str) -> Origin:
+        if run.mode in NEW:
+            project = self.emulator.add_project(nonce)
+            self.emulator.iam.set_role(self.emulator.service_account_id, project, "developer")
+            return Origin(self.emulator, project=project)
+        source = self.emulator.create_job(
+            "python main.py ${DATA} ${NONCE} out.txt",
+            files={"main.py": PROGRAM, "data.bin": b"the source's own"},
+            inputs=["main.py", ("data.bin", "DATA")],
+            outputs=[("out.txt", "OUT")],
+            args={"NONCE": "none"},
+        )
+        return Origin(self.emulator, source=source)
+
+    def _settle(self, origin: Origin) -> None:
         """Give a job that was just cancelled the moment it needs to end."""
         deadline = time.monotonic() + 6
         alive = (jobs_pb2.PREPARING, jobs_pb2.EXECUTING, jobs_pb2.UPLOADING_OUTPUT, jobs_pb2.CANCELLING)
-        while time.monotonic() < deadline and any(job.status in alive for job in self.emulator.jobs(parent=source)):
+        while time.monotonic() < deadline and any(job.status in alive for job in origin.jobs()):
             time.sleep(0.2)
 
     def state(self, dag_id: str, run_id: str) -> str | None:
@@ -190,11 +242,11 @@ class Storm:
 class _Hit:
     """How one run is hit."""
 
-    def __init__(self, storm: Storm, run: Run, rng: random.Random, source: str, dag_id: str, run_id: str) -> None:
+    def __init__(self, storm: Storm, run: Run, rng: random.Random, origin: Origin, dag_id: str, run_id: str) -> None:
         self._storm = storm
         self._point = run.point
         self._rng = rng
-        self._source = source
+        self._origin = origin
         self._where = (dag_id, run_id)
         self.notes: list[str] = []
         self.expected = "failed" if run.point == "marked failed by a person" else "success"
@@ -202,25 +254,26 @@ class _Hit:
     def prepare(self) -> None:
         """What must be in place before the run begins: a slow answer makes a moment long enough to hit."""
         inject = self._storm.emulator.faults.inject
-        if self._point == "before Clone":
-            inject("Get", job_id=self._source, delay=1.5, times=1)
-        elif self._point == "Clone sent":
-            inject("Clone", job_id=self._source, delay=1.5, times=1)
-        elif self._point == "Clone's answer lost":
-            inject("Clone", job_id=self._source, lost_answer=True, times=self._rng.randint(1, 3))
+        method, which = self._origin.creation
+        if self._point == "before creation":
+            inject("Get", job_id=self._origin.source, delay=1.5, times=1)
+        elif self._point == "creation sent":
+            inject(method, **which, delay=1.5, times=1)
+        elif self._point == "creation's answer lost":
+            inject(method, **which, lost_answer=True, times=self._rng.randint(1, 3))
 
     def strike(self) -> None:
         storm, point = self._storm, self._point
-        if point == "before Clone":
-            self._until(lambda: self._called("Get", self._source), "Get of the source")
+        if point == "before creation":
+            self._until(lambda: self._called("Get", self._origin.source), "Get of the source")
             self._kill_task()
-        elif point == "Clone sent":
-            self._until(lambda: self._called("Clone", self._source), "Clone")
+        elif point == "creation sent":
+            self._until(self._origin.is_called, "creation")
             self._kill_task()
-        elif point == "Clone answered":
+        elif point == "creation answered":
             self._child()
             self._kill_task()
-        elif point == "Clone's answer lost":
+        elif point == "creation's answer lost":
             return
         elif point == "during upload":
             self._child()
@@ -296,7 +349,7 @@ class _Hit:
         elif point == "marked failed by a person":
             self._status(*running)
             self._mark_failed()
-            if any(job.status == jobs_pb2.SUCCESS for job in storm.emulator.jobs(parent=self._source)):
+            if any(job.status == jobs_pb2.SUCCESS for job in self._origin.jobs()):
                 raise TimeoutError("the job had ended when the mark arrived")
 
     def _mark_failed(self) -> None:
@@ -316,22 +369,17 @@ class _Hit:
 
     def _child(self) -> str:
         """The id of the run's job, as soon as there is one."""
-        children: list[jobs_pb2.Job] = self._until(
-            lambda: self._storm.emulator.jobs(parent=self._source), "cloned job", pause=0.02
-        )
+        children: list[jobs_pb2.Job] = self._until(lambda: self._self._origin.jobs(), "cloned job", pause=0.02)
         return children[0].id
 
     def _status(self, *wanted: int) -> None:
         self._until(
-            lambda: any(job.status in wanted for job in self._storm.emulator.jobs(parent=self._source)),
+            lambda: any(job.status in wanted for job in self._self._origin.jobs()),
             "job in that status",
             pause=0.03,
         )
 
     def _called(self, method: str, job_id: str) -> bool:
-        if method == "Clone":
-            calls = self._storm.emulator.journal.calls("Clone")
-            return any((call.request or {}).get("source_job_id") == job_id for call in calls)
         return bool(self._storm.emulator.journal.calls(method, job_id=job_id))
 
     def _kill_task(self) -> None:
@@ -384,7 +432,7 @@ def storm(
             RealAirflow(version, connections={"datasphere_default": {"conn_type": "datasphere", "extra": extra}})
         )
         airflow.components.start("triggerer@2")
-        airflow.add_dag("chaos", DAGS, ["chaos_blocking", "chaos_deferred"])
+        airflow.add_dag("chaos", DAGS, [f"chaos_{mode.replace(' ', '_')}" for mode in MODES])
         weather = Storm(emulator, airflow, folder)
         pool = stack.enter_context(ThreadPoolExecutor(at_once))
         pending = {pool.submit(weather.run, run): run for run in runs}
