@@ -91,7 +91,7 @@ packages:
 demo: setup ## Fork a job on a real Airflow against the emulator and show its log and result
 	@PYTHONPATH=tests/support $(BIN)/python tools/demo.py
 
-demo-all: setup ## The same for all three patterns of the documentation, and a new job from a config.yaml
+demo-all: setup ## The same for all three patterns of the documentation, and new jobs
 	@PYTHONPATH=tests/support $(BIN)/python tools/demo.py --all
 
 demo-ui: setup ## The same, with Airflow's pages left running until Ctrl-C

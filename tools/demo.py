@@ -22,12 +22,13 @@ from harness import RealAirflow  # what starts Airflow for the tests; the Makefi
 
 PROJECT = Path(__file__).resolve().parents[1]
 EXAMPLES = PROJECT / "example_dags"
-#: The three patterns of the service's documentation, and a new job: DAG, in the file of that name, and its tasks.
+#: The three patterns of the service's documentation, and new jobs: DAG, in the file of that name, and its tasks.
 PATTERNS = {
     "fork_job_sync": ("fork_job",),
     "fork_job_async": ("fork_job", "do_something_else", "wait_for_job", "handle_result", "cancel_job"),
     "output_files_for_other_job": ("first_job", "second_job"),
     "train_from_config": ("train",),
+    "train_function": ("train", "forecast"),
 }
 #: Folders beside the DAG files that they need.
 FOLDERS = ("train",)
@@ -46,7 +47,7 @@ class Stage:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--all", action="store_true", help="all three patterns of the documentation, and a new job")
+    what.add_argument("--all", action="store_true", help="all three patterns of the documentation, and new jobs")
     what.add_argument("--ui", action="store_true", help="leave Airflow and the emulator running until Ctrl-C")
     options = parser.parse_args()
     for number in (signal.SIGINT, signal.SIGTERM):  # so that Airflow's processes end with this one, however it ends
@@ -69,7 +70,7 @@ def show(*dag_ids: str) -> int:
     print("""
 Where to look next
   make demo-all                   all three patterns of the documentation: wait, let a sensor wait, chain two jobs;
-                                  and a new job from a config.yaml
+                                  and new jobs, from a config.yaml and from a function
   make demo-ui                    the same in Airflow's pages, with the job's own page one click away
   example_dags/fork_job_sync.py   the DAG that ran
   README.md                       install it beside your Airflow, set up a connection, write your DAG""")

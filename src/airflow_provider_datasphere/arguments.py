@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import timedelta
@@ -52,8 +53,19 @@ NEW_JOB_CHECKS: FieldChecks = {
     "base_dir": lambda value: checks.check_text("base_dir", path_as_text(value)),
     **_OVERRIDE_CHECKS,
 }
+#: The same of a function.
+FUNCTION_CHECKS: FieldChecks = {
+    "project_id": lambda value: checks.check_text("project_id", value),
+    "requirements": lambda value: _check_requirements(value),
+    "python_version": lambda value: _check_python_version(value),
+    "inputs": lambda value: overrides.check_vars(paths_as_text(value), "inputs"),
+    "outputs": lambda value: _check_paths("outputs", value),
+    "modules": lambda value: _check_paths("modules", value),
+    "serializer": lambda value: _check_serializer(value),
+    **{name: check for name, check in _OVERRIDE_CHECKS.items() if name not in ("args", "vars")},
+}
 _REQUIRED = ("source_job_id", "config")
-_MAPPINGS = ("args", "vars", "env_vars")
+_MAPPINGS = ("args", "vars", "env_vars", "inputs")
 
 
 def check_job_arguments(operator: Any, field_checks: FieldChecks) -> None:
@@ -106,6 +118,36 @@ def check_known_values(values: Mapping[str, Any], marks: Collection[str], field_
     _check_flags(values)
     if "datasphere_conn_id" in values:
         _check_conn_id(values["datasphere_conn_id"], marks)
+
+
+def _check_requirements(value: Any) -> None:
+    value = path_as_text(value)
+    lines = [value] if isinstance(value, str) else value
+    if not isinstance(lines, (list, tuple)) or not all(isinstance(line, str) and line.strip() for line in lines):
+        raise JobRequestError(
+            f"requirements is {value!r}: give lines such as ['torch==2.9.0'], or the path of a requirements file."
+        )
+
+
+def _check_python_version(value: Any) -> None:
+    if not isinstance(value, str) or not re.fullmatch(r"3\.\d{1,2}", value):
+        raise JobRequestError(f"python_version is {value!r}: give text such as '3.11'; it isn't templated.")
+
+
+def _check_paths(name: str, value: Any) -> None:
+    paths = [path_as_text(path) for path in value] if isinstance(value, (list, tuple)) else value
+    if not isinstance(paths, list) or not all(isinstance(path, str) and path.strip() for path in paths):
+        raise JobRequestError(f"{name} is {value!r}: give a list of paths.")
+    if name == "outputs" and (pattern := next((path for path in paths if overrides.is_pattern(path)), None)):
+        raise JobRequestError(
+            f"outputs has {pattern!r}, a pattern: DataSphere accepts it, and fails the job at its end. Give the path "
+            "of one file or folder."
+        )
+
+
+def _check_serializer(value: Any) -> None:
+    if value not in ("json", "cloudpickle"):
+        raise JobRequestError(f"serializer is {value!r}: give 'json' or 'cloudpickle'.")
 
 
 def _check_config(value: Any) -> None:

@@ -69,6 +69,12 @@ else:
     TaskDeferred = _error("TaskDeferred")
 
 
+def decorator_classes() -> tuple[Any, Any]:
+    """Return the base class of decorated operators, and what makes a decorator of one; only decorators need them."""
+    modules = ("airflow.sdk.bases.decorator", "airflow.decorators.base")
+    return _first("DecoratedOperator", *modules), _first("task_decorator_factory", *modules)
+
+
 def current_context() -> Context:
     """Return the running task's context, for code that doesn't receive it.
 

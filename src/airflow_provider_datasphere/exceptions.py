@@ -33,6 +33,10 @@ class JobFailedError(errors.JobFailedError, DataSphereError):
     """The program ended with a return code other than 0. Retried by the operator."""
 
 
+class RemoteError(errors.RemoteError, JobFailedError):
+    """The function of ``@task.datasphere`` raised; the message has type, text and traceback. Retried."""
+
+
 class MissingOutputsError(errors.MissingOutputsError, DataSphereError, AirflowFailException):
     """The program didn't make all declared outputs. Not retried: a rerun costs the same and does the same."""
 
@@ -69,6 +73,7 @@ _AIRFLOW_EXCEPTIONS: dict[type[errors.DataSphereError], type[DataSphereError]] =
     errors.DataSphereError: DataSphereError,
     errors.JobRequestError: JobRequestError,
     errors.JobFailedError: JobFailedError,
+    errors.RemoteError: RemoteError,
     errors.MissingOutputsError: MissingOutputsError,
     errors.JobCancelledError: JobCancelledError,
     errors.JobInfrastructureError: JobInfrastructureError,

@@ -123,6 +123,7 @@ def get_provider_info():  # type: ignore[no-untyped-def]  # typing would be an i
                 "python-modules": [
                     f"{_PACKAGE}.operators.jobs",
                     f"{_PACKAGE}.operators.new_job",
+                    f"{_PACKAGE}.operators.function",
                     f"{_PACKAGE}.operators.cancel",
                     f"{_PACKAGE}.operators.results",
                 ],
@@ -131,6 +132,9 @@ def get_provider_info():  # type: ignore[no-untyped-def]  # typing would be an i
         "sensors": [{"integration-name": _INTEGRATION, "python-modules": [f"{_PACKAGE}.sensors.jobs"]}],
         "hooks": [{"integration-name": _INTEGRATION, "python-modules": [f"{_PACKAGE}.hooks.datasphere"]}],
         "triggers": [{"integration-name": _INTEGRATION, "python-modules": [f"{_PACKAGE}.triggers.jobs"]}],
+        "task-decorators": [
+            {"name": "datasphere", "class-name": f"{_PACKAGE}.decorators.datasphere.datasphere_task"},
+        ],
         "filesystems": [f"{_PACKAGE}.filesystems.datasphere"],
         "connection-types": [
             {

@@ -12,6 +12,7 @@ import secrets
 import shlex
 import shutil
 import string
+import subprocess
 import sys
 import zipfile
 from pathlib import Path, PurePosixPath
@@ -165,10 +166,11 @@ class Workspace:
         return place
 
     def _environment(self, home: Path) -> dict[str, str]:
+        interpreter = _interpreter(self.parameters.env.python_env.python_version)
         for name in ("python", "python3"):
             # A script, since a link would hide the virtual environment from the interpreter.
             shim = self.folder / "bin" / name
-            shim.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
+            shim.write_text(f'#!/bin/sh\nexec {shlex.quote(interpreter)} "$@"\n')
             shim.chmod(0o755)
         path = [str(self.folder / "bin"), str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
         environment = {
@@ -248,3 +250,14 @@ class Workspace:
         for name in ("job", "home", "tmp", "bin"):
             shutil.rmtree(self.folder / name, ignore_errors=True)
         (self.folder / "token").unlink(missing_ok=True)
+
+
+def _interpreter(version: str) -> str:
+    """Return the Python of a version such as ``3.12``, where this machine has it; otherwise the emulator's own."""
+    own = f"{sys.version_info.major}.{sys.version_info.minor}"
+    found = None if version in ("", own) else shutil.which(f"python{version}")
+    if found is None:
+        return sys.executable
+    # Version managers leave commands in the path that only say that there is no such version.
+    done = subprocess.run([found, "--version"], capture_output=True, text=True, timeout=30)
+    return found if done.stdout.startswith(f"Python {version}.") else sys.executable

@@ -44,7 +44,13 @@ CHAINED = [
     '"path": "result.txt"',
     '"path": "forecast.txt"',
 ]
-MADE = ["Fitting a line to 168 hours", '"path": "model.json"', "was made from a configuration"]
+MADE = [
+    "Fitting a line to 168 hours",
+    '"path": "model.json"',
+    "was made from a configuration",
+    "50 % 168 rows read",
+    "Model: {'slope'",
+]
 
 
 @pytest.mark.parametrize(

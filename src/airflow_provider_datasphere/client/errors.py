@@ -22,6 +22,10 @@ class JobFailedError(DataSphereError):
     """The program ended with a return code other than 0."""
 
 
+class RemoteError(JobFailedError):
+    """The function that the job ran has raised an exception; the message has its type, text and traceback."""
+
+
 class MissingOutputsError(DataSphereError):
     """The program succeeded but didn't make outputs that the job declares."""
 

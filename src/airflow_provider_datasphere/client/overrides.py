@@ -26,16 +26,16 @@ def is_pattern(path: str) -> bool:
     return bool(_PATTERN.search(path))
 
 
-def check_vars(values: object) -> None:
+def check_vars(values: object, field_name: str = "vars") -> None:
     """Raise JobRequestError unless this is a mapping of variables to paths and URIs; a URI of a job's file names both.
 
     Inputs and outputs can be distinguished only when the source job, or the configuration, is known.
     """
-    check_strings("vars", values)
+    check_strings(field_name, values)
     assert isinstance(values, Mapping)
     for name, value in values.items():
         if value.startswith(f"{SCHEME}://"):
-            check_job_file_uri(f"vars[{name!r}]", value)
+            check_job_file_uri(f"{field_name}[{name!r}]", value)
 
 
 #: The check of each argument, for its whole value; raises :class:`JobRequestError`.

@@ -125,7 +125,7 @@ def parse_operation_id(operation_id: object) -> str | None:
 def check_strings(field_name: str, values: object) -> None:
     """Raise JobRequestError unless this is a mapping of strings to strings.
 
-    :param field_name: ``args``, ``vars`` or ``env_vars``.
+    :param field_name: ``args``, ``vars``, ``inputs`` or ``env_vars``.
     """
     refuse_task(field_name, values)
     if not isinstance(values, Mapping):
@@ -154,7 +154,7 @@ def _check_value(field_name: str, label: str, value: object) -> None:
             raise JobRequestError(f"{label} is of the type {kind}: DataSphere takes strings.")
         write = f"; write {str(value)!r}" if isinstance(value, (int, float)) else ""
         raise JobRequestError(f"{label} is {value!r} ({kind}): DataSphere takes strings{write}.")
-    if field_name == "vars" and value == NONE_TEXT:
+    if field_name in ("vars", "inputs") and value == NONE_TEXT:
         raise JobRequestError(f"{label} is 'None': {_NO_VALUE}. Give a path or a URI, or leave it out.")
     check_characters(label, value)
 

@@ -36,6 +36,7 @@ from airflow_provider_datasphere.triggers.event import JobEvent
 
 if TYPE_CHECKING:
     from airflow_provider_datasphere.client.model import JobHandle
+    from airflow_provider_datasphere.client.monitoring.outcome import Outcome
     from airflow_provider_datasphere.client.submission.reattach import SubmittedJob
     from airflow_provider_datasphere.client.sync_client import DataSphereClient
     from airflow_provider_datasphere.compat import Context
@@ -55,12 +56,12 @@ class JobOperator(SubmittingOperator):
 
     # The task ----------------------------------------------------------------------------------------------------
 
-    def execute(self, context: Context) -> str:
+    def execute(self, context: Context) -> Any:
         require_task(self, context)
         self._guard.begin(context)
         return self._run(context)
 
-    def _run(self, context: Context, first_execute_at: float | None = None) -> str:
+    def _run(self, context: Context, first_execute_at: float | None = None) -> Any:
         """Submit the job and wait for it, here or in the triggerer.
 
         :param first_execute_at: as of :meth:`_get_or_create_job`.
@@ -85,7 +86,7 @@ class JobOperator(SubmittingOperator):
             if guard.killed.is_set():
                 guard.end_job_unless_kept(self)
 
-    def _continue(self, context: Context, client: DataSphereClient, submitted: SubmittedJob, *, may_defer: bool) -> str:
+    def _continue(self, context: Context, client: DataSphereClient, submitted: SubmittedJob, *, may_defer: bool) -> Any:
         handle = submitted.handle
         self._guard.started = True
         if handle.operation_id is not None:
@@ -98,7 +99,7 @@ class JobOperator(SubmittingOperator):
             self._defer(context, handle)
         return self._wait(context, handle, from_start=not submitted.reattached)
 
-    def execute_complete(self, context: Context, event: dict[str, Any] | None = None) -> str:
+    def execute_complete(self, context: Context, event: dict[str, Any] | None = None) -> Any:
         """Resume after the trigger has fired: the job is over, or its time is, or it can't be started or watched."""
         guard = self._guard
         guard.begin(context, resumed=True)
@@ -134,7 +135,7 @@ class JobOperator(SubmittingOperator):
         except BaseException as error:
             guard.raise_final_error(self, error)
 
-    def _submit_again(self, context: Context, fired: JobEvent) -> str:
+    def _submit_again(self, context: Context, fired: JobEvent) -> Any:
         """Do on the worker what the triggerer couldn't: it starts jobs, but doesn't create any."""
         guard = self._guard
         guard.started = False
@@ -251,7 +252,7 @@ class JobOperator(SubmittingOperator):
         # Airflow 2 ends the deferral itself at that moment, without telling the trigger: be ahead of it.
         return deadline if AIRFLOW_V_3_0_PLUS else deadline - AIRFLOW_2_DEADLINE_MARGIN_SECONDS
 
-    def _wait(self, context: Context, handle: JobHandle, *, from_start: bool, logs: bool = True) -> str:
+    def _wait(self, context: Context, handle: JobHandle, *, from_start: bool, logs: bool = True) -> Any:
         from airflow_provider_datasphere.client.model import JobRef
         from airflow_provider_datasphere.client.monitoring.outcome import evaluate_outcome
         from airflow_provider_datasphere.client.monitoring.watch import watch
@@ -292,9 +293,18 @@ class JobOperator(SubmittingOperator):
                 f"({ended.job.status_details.rstrip('.')}), not by a person. Another try runs a new job."
             )
             outcome = replace(outcome, error=error)
+        outcome = self._examine(handle, outcome)
         if outcome.skip is not None:
             delete_return_value(context["ti"], self.log)
         report_outcome(context, outcome, self.log)
+        return self._return_value(handle)
+
+    def _examine(self, handle: JobHandle, outcome: Outcome) -> Outcome:
+        """Return the outcome with what an operator knows beyond the service: here, nothing."""
+        return outcome
+
+    def _return_value(self, handle: JobHandle) -> Any:
+        """Return what the task returns after a success."""
         return handle.job_id
 
 

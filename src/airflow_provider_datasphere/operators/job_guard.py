@@ -84,7 +84,7 @@ class JobGuard:
         self.job_id, self.project_id = job_id, project_id
         ti: Any = self.context["ti"]
         ti.xcom_push(key="job_id", value=job_id)
-        if operator.do_xcom_push:
+        if operator.do_xcom_push and operator.returns_job_id:
             # Not only at the end: a teardown cancels, and a download reads, the job of a failed task too.
             ti.xcom_push(key="return_value", value=job_id)
         self.link = self.client.job_link(job_id, project_id)

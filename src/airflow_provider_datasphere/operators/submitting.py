@@ -43,8 +43,13 @@ class SubmittingOperator(BaseOperator):
     skip_on_exit_code: int | Collection[int] | None
     datasphere_conn_id: str
 
+    #: Whether the task returns the job's id, which is then its return value as soon as there is a job.
+    returns_job_id = True
     operator_extra_links = (DataSphereJobLink(),)
     ui_color = "#dbe9ff"
+
+    #: The output without which a success is none; empty: there is no such output.
+    _proof = ""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -127,7 +132,9 @@ class SubmittingOperator(BaseOperator):
         from airflow_provider_datasphere.client.monitoring.outcome import OutcomePolicy
 
         return OutcomePolicy.of(
-            fail_on_missing_outputs=self.fail_on_missing_outputs, skip_on_exit_code=self.skip_on_exit_code
+            fail_on_missing_outputs=self.fail_on_missing_outputs,
+            skip_on_exit_code=self.skip_on_exit_code,
+            proof=self._proof,
         )
 
     @property

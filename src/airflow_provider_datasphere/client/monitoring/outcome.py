@@ -38,13 +38,17 @@ class OutcomePolicy:
 
     :param fail_on_missing_outputs: fail when a declared output is missing; otherwise warn.
     :param skip_on_exit_code: return codes that skip the task instead of failing it.
+    :param proof: path of the output without which a success isn't adopted; empty: there is no such output.
     """
 
     fail_on_missing_outputs: bool = True
     skip_on_exit_code: Collection[int] = frozenset()
+    proof: str = ""
 
     @classmethod
-    def of(cls, *, fail_on_missing_outputs: bool, skip_on_exit_code: int | Iterable[int] | None) -> OutcomePolicy:
+    def of(
+        cls, *, fail_on_missing_outputs: bool, skip_on_exit_code: int | Iterable[int] | None, proof: str = ""
+    ) -> OutcomePolicy:
         """Build the policy from an operator's arguments."""
         if skip_on_exit_code is None:
             codes: frozenset[int] = frozenset()
@@ -52,7 +56,11 @@ class OutcomePolicy:
             codes = frozenset({skip_on_exit_code})
         else:
             codes = frozenset(skip_on_exit_code)
-        return cls(fail_on_missing_outputs, codes)
+        return cls(fail_on_missing_outputs, codes, proof)
+
+    def has_proof(self, job: jobs_pb2.Job) -> bool:
+        """Return whether an ended job has left the output that shows its success."""
+        return not self.proof or any(file.desc.path == self.proof for file in job.output_files)
 
 
 @dataclass(frozen=True)

@@ -133,7 +133,7 @@ class EarlierJobs:
         code = self._return_code(job) if recorded else None
         if code:
             return code in self._policy.skip_on_exit_code
-        return job.status == jobs_pb2.SUCCESS and not has_unstored_outputs(job)
+        return job.status == jobs_pb2.SUCCESS and not has_unstored_outputs(job) and self._policy.has_proof(job)
 
     def _return_code(self, job: jobs_pb2.Job) -> int | None:
         """Only the operation has it; whether a job shows SUCCESS though its program failed isn't documented."""
