@@ -27,7 +27,7 @@ with DAG(
         task_id="train",
         config="train/config.yaml",
         args={"ROWS": "{{ params.rows }}"},
-        name="forecast of {{ ds }}",
+        name="forecast {{ run_id }}",
         retries=2,
         retry_delay=timedelta(minutes=1),
         execution_timeout=timedelta(hours=2),

@@ -44,9 +44,9 @@ for mode in ("blocking", "deferred"):
             return [1, 2]
 
         @task.datasphere(deferrable=deferrable, multiple_outputs=True)
-        def several(ds, params=None):
+        def several(run_id, params=None):
             """The page shows this."""
-            return {"a": ds, "b": [1, {"c": None}], "c": dict(params)}
+            return {"a": run_id, "b": [1, {"c": None}], "c": dict(params)}
 
         @task.datasphere(deferrable=deferrable)
         def mapped(x, y=10):
@@ -93,8 +93,8 @@ for mode in ("blocking", "deferred"):
     with DAG(f"new_{mode}", default_args=defaults, **options) as new:
         made = ExecuteJobOperator.partial(
             task_id="made",
-            config={"cmd": "echo ${N} > ${OUT}", "args": {"N": "{{ ds_nodash }}"}, "outputs": [{"out.txt": "OUT"}]},
-            name="made on {{ ds }}",
+            config={"cmd": "echo ${N} > ${OUT}", "args": {"N": "{{ run_id }}"}, "outputs": [{"out.txt": "OUT"}]},
+            name="made in {{ run_id }}",
             deferrable=deferrable,
         ).expand(args=[{"N": "1"}, {"N": "2"}])
         file = ExecuteJobOperator(
@@ -145,7 +145,7 @@ def test_functions_end_alike_in_both_modes(stage: Stage) -> None:
         assert states == expected, log
         several = airflow.xcoms(dag_id, run, "several")
         assert several["b"] == [1, {"c": None}]
-        assert several["a"] == several["return_value"]["a"]
+        assert several["a"] == several["return_value"]["a"] == run
         assert several["return_value"]["c"] == {}
         assert several["result"]["status"] == "SUCCESS"
         assert several["job_id"] == several["result"]["job_id"]
@@ -173,7 +173,7 @@ def test_a_function_whose_worker_dies_runs_once(stage: Stage, tmp_path: Path) ->
         if mode == "blocking":
             airflow.task_process(dag_id, run, "long").kill()
         else:
-            airflow.until(lambda: airflow.state(dag_id, run, "long") == "deferred", PATIENCE, "the deferral")
+            airflow.wait_task(dag_id, run, "long", "deferred", timeout=PATIENCE)
             airflow.kill("triggerer")
             airflow.start("triggerer", wait=False)
         go.touch()
@@ -201,7 +201,7 @@ def test_new_jobs_end_alike_in_both_modes(stage: Stage) -> None:
         for index in range(2):
             job = emulator.job(airflow.xcom(dag_id, run, "made", map_index=index))
             assert [argument.value for argument in job.job_parameters.arguments] == [str(index + 1)]
-            assert job.name.startswith("made on 2")
+            assert job.name == f"made in {run}"
         result = airflow.xcom(dag_id, run, "file", "result")
         assert [file["path"] for file in result["output_files"]] == ["model.json"]
         assert "Fitting a line to 24 hours" in airflow.task_log(dag_id, run, "file")

@@ -217,14 +217,20 @@ class FunctionJobOperator(TextTemplates, JobOperator):
             named = parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
             if named and name not in given.arguments and name in values:
                 given.arguments[name] = values[name]
-        given = signature.bind(*given.args, **given.kwargs)
+        try:
+            given = signature.bind(*given.args, **given.kwargs)
+        except TypeError as error:
+            raise JobRequestError(
+                f"{self._function_name}: {error}. A context variable of that name isn't there in this run: one that was "
+                "triggered by hand may have no logical date, and so no ds."
+            ) from error
         given.apply_defaults()
         for name in inputs:
             given.arguments[name] = None  # the job has its own path
         return given.args, given.kwargs
 
     def _places(self, call: FunctionCall, folder: Path) -> dict[str, str]:
-        """Return path or URI -> variable of the inputs; local ones are linked to by the same path on each worker."""
+        """Return path or URI -> variable of the inputs; local ones are linked to, alike on each worker."""
         from airflow_provider_datasphere.client.uri import is_uri
 
         places = {}

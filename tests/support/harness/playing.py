@@ -22,7 +22,7 @@ from harness.cells import OUTPUTS, Column, Scenario, Stage
 _TICK = 0.2
 _LOOKS = frozenset({"Get", "Operation.Get"})
 #: What differs from run to run.
-_OWN = ("job_id", "started_at", "finished_at")
+_OWN = ("job_id", "started_at", "finished_at", "queued_seconds", "setup_seconds", "run_seconds")
 
 _DAG = '''
 """A column of the scenario table: one task per scenario."""
