@@ -221,7 +221,7 @@ class FunctionJobOperator(TextTemplates, JobOperator):
             given = signature.bind(*given.args, **given.kwargs)
         except TypeError as error:
             raise JobRequestError(
-                f"{self._function_name}: {error}. A context variable of that name isn't there in this run: one that was "
+                f"{self._function_name}: {error}. If that is a context variable, this run hasn't it: one that was "
                 "triggered by hand may have no logical date, and so no ds."
             ) from error
         given.apply_defaults()
