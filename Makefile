@@ -20,7 +20,7 @@ export AIRFLOW_HOME ?= $(CURDIR)/.airflow
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint format test-unit check test-airflow test-cluster test test-long chaos bench packages demo demo-all demo-ui matrix wheel clean
+.PHONY: help setup lint format test-unit check test-airflow test-cluster test test-long chaos docs docs-update docs-serve release-check bench packages demo demo-all demo-ui matrix wheel clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | awk -F'|' '{ printf "%-16s %s\n", $$1, $$2 }'
@@ -78,6 +78,22 @@ N ?= 200
 SEED ?= 1
 chaos: setup packages ## Kill everything at named moments, N=200 times by SEED=1, and judge; VERSION=2.11.2 for that Airflow
 	PYTHONPATH=tests/support $(BIN)/python -m chaos --runs $(N) --seed $(SEED) $(if $(VERSION),--version $(VERSION))
+
+docs: setup ## Build the documentation's site in English and Russian into dist/docs
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --group docs
+	@$(BIN)/python tools/build_docs.py
+
+docs-update: setup ## Write new and changed paragraphs of the pages into the Russian catalogues
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --group docs
+	@$(BIN)/python tools/build_docs.py --update
+
+docs-serve: docs ## The same, and serve it on localhost until Ctrl-C
+	$(BIN)/python -m http.server --bind 127.0.0.1 --directory dist/docs 8000
+
+TAG ?=
+release-check: setup ## Build sdist and wheel, check and install each, fork a job; TAG=v1.2.3 must be the version
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --group release
+	@$(BIN)/python tools/release_check.py --tag '$(TAG)'
 
 bench: setup ## Run all benchmarks, on a quiet machine; the figures go to build/benchmarks.json
 	$(BIN)/python benchmarks/all.py --json build/benchmarks.json

@@ -21,6 +21,7 @@ from datasphere_emulator.state_dir import write_private
 
 if TYPE_CHECKING:
     from datasphere_emulator.emulator import Emulator
+    from datasphere_emulator.state import EmulatorState
 
 PIP_LINE = "pip install 'airflow-provider-datasphere[emulator]'"
 
@@ -74,6 +75,21 @@ def parser() -> argparse.ArgumentParser:
         "--ready-file", type=Path, help="JSON file to write addresses and credentials to when the emulator is ready"
     )
     return main_parser
+
+
+SAMPLE_NAME = "sample"
+SAMPLE_PROGRAM = """\
+import argparse
+
+parser = argparse.ArgumentParser()
+parser.add_argument("data")
+parser.add_argument("--range", type=int)
+parser.add_argument("--out")
+options = parser.parse_args()
+rows = open(options.data).read().splitlines()[1:][: options.range]
+print(f"read {len(rows)} rows", flush=True)
+open(options.out, "w").write("\\n".join(rows) + "\\n")
+"""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -170,6 +186,23 @@ async def _serve(emulator: Emulator, ready_file: Path | None) -> None:
     await emulator.end(grace=1.0, kill_programs=not facts["state_dir_kept"])
 
 
+def sample_job(state: EmulatorState) -> str:
+    """Return the id of a job to fork, made at the first start with a state folder: it repeats the rows of a table."""
+    for record in state.registry:
+        if record.job.name == SAMPLE_NAME:
+            return record.id
+    return state.create_job(
+        "python main.py ${DATA} --range ${RANGE} --out ${RESULT}",
+        execute=True,
+        name=SAMPLE_NAME,
+        files={"main.py": SAMPLE_PROGRAM, "data.csv": "day,celsius\n1,4.5\n2,6.0\n3,5.5\n"},
+        inputs=[("data.csv", "DATA")],
+        outputs=[("result.txt", "RESULT")],
+        args={"RANGE": "2"},
+        data_ttl=None,
+    )
+
+
 def describe(emulator: Emulator) -> dict[str, Any]:
     """Return the addresses and credentials of a running emulator. Must be called in its event loop."""
     state = emulator.state
@@ -192,6 +225,7 @@ def describe(emulator: Emulator) -> dict[str, Any]:
         "service_account_id": state.service_account_id,
         "state_dir": str(emulator.state_dir.absolute()),
         "state_dir_kept": emulator.keeps_state,
+        "sample_job_id": sample_job(state),
         "connection": {"conn_type": "datasphere", "extra": extra},
     }
 
@@ -208,6 +242,7 @@ def _greeting(facts: dict[str, Any]) -> str:
         f"  CA certificate   {facts['root_certificates'] or 'none: plaintext'}",
         f"  project          {facts['project_id']}",
         f"  state            {facts['state_dir']}" + ("" if facts["state_dir_kept"] else "   (temporary)"),
+        f"  sample job       {facts['sample_job_id']}   (to fork: args RANGE; vars DATA, RESULT)",
         "",
         "An Airflow connection, as JSON and as URI:",
         f"  export AIRFLOW_CONN_DATASPHERE_DEFAULT='{json.dumps(connection)}'",
