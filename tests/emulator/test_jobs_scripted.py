@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 from yandex.cloud.datasphere.v2.jobs import jobs_pb2
+from yandex.cloud.datasphere.v2.jobs import project_job_service_pb2 as service_pb2
 
 from datasphere_emulator import LogLine, Progress, Script, ScriptedOutput
-from stub_client import metadata_of
+from datasphere_emulator.job_draft import JobDraft
+from stub_client import metadata_of, raises_status
 
 if TYPE_CHECKING:
     from datasphere_emulator import Emulator
@@ -130,3 +132,30 @@ def test_error_shows_before_the_operation_is_done(client: Client, emulator: Emul
         seen.add((operation.done, operation.HasField("error")))
         time.sleep(0.02)
     assert {(False, True), (True, True)} <= seen
+
+
+def test_new_jobs_of_a_name_are_scripted(emulator: Emulator, client: Client) -> None:
+    control = emulator.control_client()
+    control.script_new_jobs("nightly", [Script(return_code=3), Script()])
+    request, _ = JobDraft("cmd that isn't there", name="nightly", project_id=emulator.project_id).request()
+    fields = {"project_id": request.project_id, "name": "nightly", "job_parameters": request.job_parameters}
+    codes = []
+    for _ in range(3):
+        operation = client.done(client.call("Create", **fields))
+        made = service_pb2.CreateProjectJobResponse()
+        operation.response.Unpack(made)
+        codes.append(client.run(made.job_id).result.return_code)
+    assert codes == [3, 0, 0]
+    with pytest.raises(ValueError, match="name is empty"):
+        emulator.script_new_jobs("", Script())
+    with pytest.raises(ValueError, match="the list is empty"):
+        emulator.script_new_jobs("x", [])
+
+
+def test_a_fault_may_concern_one_project(emulator: Emulator, client: Client) -> None:
+    other = emulator.add_project("other")
+    emulator.iam.set_role(emulator.service_account_id, other, "developer")
+    emulator.faults.inject("List", code="UNAVAILABLE", project_id=other)
+    assert list(client.call("List", project_id=emulator.project_id).jobs) == []
+    with raises_status("UNAVAILABLE"):
+        client.call("List", project_id=other)

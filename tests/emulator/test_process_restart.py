@@ -202,6 +202,9 @@ def test_another_process_takes_over(tmp_path: Path, number: int) -> None:
     second = Process(tmp_path, "--state-dir", str(state), "--port", "0", "--http-port", "0")
     try:
         assert (second.facts["project_id"], second.facts["iam_token"]) == (project, token)
+        assert second.facts["sample_job_id"] == first.facts["sample_job_id"]
+        assert second.control.wait_job(first.facts["sample_job_id"]).name == "sample"
+        assert second.control.executions(first.facts["sample_job_id"]) == 1
         assert second.control.wait_job(job_id).name == "kept"
         second.control.wait_job(scripted)
         assert second.control.executions(job_id) == second.control.executions(scripted) == 1
