@@ -20,7 +20,7 @@ export AIRFLOW_HOME ?= $(CURDIR)/.airflow
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint format test-unit check test-airflow test-cluster test test-long chaos docs docs-update docs-serve release-check bench packages demo demo-all demo-ui matrix wheel clean
+.PHONY: help setup lint format test-unit check test-airflow test-cluster test test-long chaos docs docs-update docs-serve screenshots release-check bench packages demo demo-all demo-ui matrix wheel clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | awk -F'|' '{ printf "%-16s %s\n", $$1, $$2 }'
@@ -89,6 +89,9 @@ docs-update: setup ## Write new and changed paragraphs of the pages into the Rus
 
 docs-serve: docs ## The same, and serve it on localhost until Ctrl-C
 	$(BIN)/python -m http.server --bind 127.0.0.1 --directory dist/docs 8000
+
+screenshots: setup packages ## Take the documentation's pictures anew, in a real browser
+	SCREENSHOTS=docs/images $(BIN)/python -m pytest tests/airflow/test_browser.py
 
 TAG ?=
 release-check: setup ## Build sdist and wheel, check and install each, fork a job; TAG=v1.2.3 must be the version

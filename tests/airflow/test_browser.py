@@ -17,6 +17,7 @@ from playwright.sync_api import Browser, Locator, Page, Route, expect, sync_play
 
 from airflow_provider_datasphere.get_provider_info import CONNECTION_FIELDS
 from datasphere_emulator import Emulator
+from form_digest import form_digest
 from harness import RealAirflow
 
 #: Chromium by any of the names that distributions give it.
@@ -118,6 +119,10 @@ def photograph(page: Page, name: str) -> None:
     """Keep a picture, if asked."""
     if folder := os.environ.get("SCREENSHOTS"):
         page.screenshot(path=Path(folder, f"{name}.png"), animations="disabled")
+        # What it shows is noted, so that a picture that is older than the form can be told.
+        notes = Path(folder, "screenshots.json")
+        taken = json.loads(notes.read_text()) if notes.exists() else {}
+        notes.write_text(json.dumps({**taken, name: form_digest()}, indent=2, sort_keys=True) + "\n")
 
 
 def create_source_job(emulator: Emulator, flag: Path) -> str:
