@@ -200,6 +200,11 @@ FORMS: dict[str, tuple[str, Any]] = {
         "    return 'ок 🚀'\n",
         "ок 🚀",
     ),
+    "another folder": (
+        "@task.datasphere\ndef f():\n    import os\n\n    os.makedirs('deep')\n    os.chdir('deep')\n"
+        "    return 'here'\n",
+        "here",
+    ),
     "positional only": (
         "@task.datasphere\ndef f(a=1, /, b=2, *rest, c=3):\n    return [a, b, list(rest), c]\n",
         [1, 2, [], 3],
@@ -316,6 +321,11 @@ REFUSED: dict[str, tuple[str, str]] = {
     "pandas": (
         "import pandas\n@task.datasphere\ndef f(a): pass\nwith DAG('d', schedule=None): f(pandas.DataFrame())\n",
         r"a is a pandas.*DataFrame, which can't be passed: pass value.to_dict\('records'\)",
+    ),
+    "a pandas timestamp": (
+        "import pandas\n@task.datasphere\ndef f(a): pass\n"
+        "with DAG('d', schedule=None): f(pandas.Timestamp('2026-01-01'))\n",
+        r"a is a pandas.*Timestamp, which can't be passed",
     ),
     "a default": (
         "@task.datasphere\ndef f(a={1}): pass\nwith DAG('d', schedule=None): f()\n",

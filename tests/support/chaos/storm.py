@@ -369,12 +369,12 @@ class _Hit:
 
     def _child(self) -> str:
         """The id of the run's job, as soon as there is one."""
-        children: list[jobs_pb2.Job] = self._until(lambda: self._self._origin.jobs(), "cloned job", pause=0.02)
+        children: list[jobs_pb2.Job] = self._until(lambda: self._origin.jobs(), "cloned job", pause=0.02)
         return children[0].id
 
     def _status(self, *wanted: int) -> None:
         self._until(
-            lambda: any(job.status in wanted for job in self._self._origin.jobs()),
+            lambda: any(job.status in wanted for job in self._origin.jobs()),
             "job in that status",
             pause=0.03,
         )

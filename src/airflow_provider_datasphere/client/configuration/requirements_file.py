@@ -112,10 +112,10 @@ class _FileReader:
             return
         if not value and option != "--no-deps":
             self._faults.add(place, f"the option {option} has no value.")
-        if rest:
-            self._option(" ".join(map(shlex.quote, rest)), place, path, shown, constraint) if rest[0].startswith(
-                "-"
-            ) else self._faults.add(place, f"{rest[0]!r} after {option} belongs to no option: write one per line.")
+        if rest and rest[0].startswith("-"):
+            self._option(shlex.join(rest), place, path, shown, constraint)
+        elif rest:
+            self._faults.add(place, f"{rest[0]!r} after {option} belongs to no option: write one per line.")
 
     def _include(self, option: str, value: str, place: Place, path: Path, shown: str, constraint: bool) -> None:
         if not value:

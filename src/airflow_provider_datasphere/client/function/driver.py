@@ -42,6 +42,8 @@ def main() -> int:
     ours = os.path.join(os.path.dirname(HERE), "airflow_provider_datasphere")
     job = load("airflow_provider_datasphere.job", os.path.join(ours, "job.py"))
     job._in_function_job = True
+    # Absolute, and now: the function may change its folder.
+    place = os.path.abspath(program["proof"])
     proof: Any = {"python": "%d.%d" % sys.version_info[:2]}
     code = 0
     try:
@@ -63,7 +65,7 @@ def main() -> int:
         proof["error"] = describe(error)
         sys.stdout.flush()
         print(proof["error"]["traceback"], end="", file=sys.stderr, flush=True)
-    write(program["proof"], proof)
+    write(place, proof)
     return code
 
 

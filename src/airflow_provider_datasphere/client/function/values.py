@@ -58,6 +58,8 @@ def encode(value: Any, where: str) -> Any:
 
 def _tagged(value: Any) -> Any:
     """Return the tag and the JSON of a value that JSON hasn't; None for another."""
+    if type(value).__module__.split(".")[0] == "pandas":
+        return None  # its timestamps are dates by their class, and aren't by their texts
     if isinstance(value, datetime):
         return "datetime", value.isoformat()
     if isinstance(value, date):
