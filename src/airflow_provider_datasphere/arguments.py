@@ -262,7 +262,9 @@ def check_exit_codes(value: object) -> None:
     if value is not None and (
         isinstance(value, (str, bool)) or not all(type(code) is int and code != 0 for code in codes)
     ):
-        raise JobRequestError(f"skip_on_exit_code is {value!r}: give a return code other than 0, or a list of them.")
+        raise JobRequestError(
+            f"skip_on_exit_code is {value!r}: give a return code other than 0, or a list of them; it isn't templated."
+        )
 
 
 def path_as_text(value: Any) -> Any:

@@ -218,7 +218,7 @@ class PollState:
         if self._verify_operation_owner and (owner := mismatched_owner(operation, self._ref.job_id)):
             raise JobRequestError(
                 f"operation_id is {operation.id!r}, which is {owner}, not the Execute operation of job "
-                f"{self._ref.job_id}: give the XCom operation_id of the task that forked the job, or omit it."
+                f"{self._ref.job_id}: give the XCom operation_id of the task that started the job, or omit it."
             )
         self._succeeded(operation.created_at)
         self._operation_is_known = True

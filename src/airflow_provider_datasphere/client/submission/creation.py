@@ -178,7 +178,7 @@ class JobCreator:
         elif is_message_too_large(error):
             raise call_error(error, self._label) from error
         elif code == "RESOURCE_EXHAUSTED":
-            self._room.pause(self._label, code_and_details(error))
+            self._room.pause("The new job", code_and_details(error))
         elif code not in TRANSIENT or unclear.exhausted:
             raise call_error(error, self._label) from error
         else:
