@@ -36,6 +36,7 @@ RUNS: dict[str, list[str]] = {
     ],
     "A retry's search": ["search.py", "--page-delay", "0.02"],
     "Downloads": ["transfer.py", "--rounds", "3", "--large", "200"],
+    "Checking a configuration": ["config_check.py", "--lines", "500"],
     "Forks, ends and logs": ["client.py", "--forks", "1", "--jobs", "4"],
 }
 

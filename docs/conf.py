@@ -2,7 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import airflow_provider_datasphere
+
+#: Pages that are files of the repository's root: their links are to docs/, ours to the pages beside.
+ROOT_PAGES = {"changelog": "CHANGELOG.md", "contributing": "CONTRIBUTING.md"}
+
+
+def read_root_page(app: Any, name: str, source: list[str]) -> None:
+    """Put the text of a root page in the place of its stub."""
+    if name in ROOT_PAGES:
+        source[0] = Path(app.srcdir).parent.joinpath(ROOT_PAGES[name]).read_text().replace("](docs/", "](")
+
+
+def setup(app: Any) -> None:
+    app.connect("source-read", read_root_page)
+
 
 project = "airflow-provider-datasphere"
 author = "airflow-provider-datasphere contributors"
@@ -35,13 +52,14 @@ html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_logo = "images/logo.svg"
 html_show_sourcelink = False
+html_sidebars = {"**": ["globaltoc.html"]}
 html_theme_options = {
+    "navbar_center": [],
     "github_url": "https://github.com/airflow-provider-datasphere/airflow-provider-datasphere",
     "navbar_end": ["language", "theme-switcher", "navbar-icon-links"],
     "navbar_align": "left",
     "secondary_sidebar_items": ["page-toc"],
     "show_prev_next": True,
-    "header_links_before_dropdown": 4,
     "footer_start": ["copyright"],
     "footer_end": [],
 }
