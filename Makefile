@@ -20,7 +20,7 @@ export AIRFLOW_HOME ?= $(CURDIR)/.airflow
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint format test-unit check test-airflow test-cluster test test-long chaos docs docs-update docs-serve screenshots release-check bench packages demo demo-all demo-ui matrix wheel clean
+.PHONY: help setup lint format test-unit check test-airflow test-cluster test test-long chaos docs docs-update docs-serve docs-look screenshots release-check bench packages demo demo-all demo-ui matrix wheel clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | awk -F'|' '{ printf "%-16s %s\n", $$1, $$2 }'
@@ -66,7 +66,7 @@ test-airflow: setup packages ## Run the tests on real Airflows, installations, S
 test-cluster: setup packages ## Run the tests on a cluster: Celery, Redis, PostgreSQL, two of each component, logs in S3
 	$(BIN)/python -m pytest $(CLUSTER) $(PYTEST_ARGS)
 
-test: check test-airflow test-cluster ## Run all that CI runs
+test: check docs test-airflow test-cluster ## Run all that CI runs
 
 test-long: setup packages ## Run the tests that take an hour or more: the scenario table, every way to be killed, leaks
 	$(BIN)/python -m pytest -m long $(PYTEST_ARGS)
@@ -89,6 +89,9 @@ docs-update: setup ## Write new and changed paragraphs of the pages into the Rus
 
 docs-serve: docs ## The same, and serve it on localhost until Ctrl-C
 	$(BIN)/python -m http.server --bind 127.0.0.1 --directory dist/docs 8000
+
+docs-look: docs packages ## The same, and look at it in a real browser: wide, narrow, light, dark; search in it
+	@$(BIN)/python tools/check_site.py
 
 screenshots: setup packages ## Take the documentation's pictures anew, in a real browser
 	SCREENSHOTS=docs/images $(BIN)/python -m pytest tests/airflow/test_browser.py

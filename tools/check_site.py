@@ -1,18 +1,45 @@
-"""Look at the built site in a real browser: wide and narrow, light and dark, nothing may overflow: ``make docs-look``."""
+"""Look at the built site in a real browser: nothing overflows, and the search finds: ``make docs-look``."""
 
 from __future__ import annotations
 
 import argparse
+import functools
 import shutil
 import sys
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import quote
 
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Browser, sync_playwright
 
 SITE = Path(__file__).resolve().parents[1] / "dist" / "docs"
 WIDTHS = (1300, 400)
 #: What is searched for, and in which language.
-SEARCHES = {"en": ("start_timeout", "still the placeholder"), "ru": ("отмена", "start_timeout")}
+SEARCHES = {"en": ("start_timeout", "still the placeholder"), "ru": ("Отмена", "start_timeout")}
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+def search(browser: Browser, site: Path) -> list[str]:
+    """Return the words that the site's search doesn't find."""
+    faults = []
+    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(site)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    page = browser.new_page()
+    for language, words in SEARCHES.items():
+        for word in words:
+            page.goto(f"http://127.0.0.1:{server.server_port}/{language}/search.html?q={quote(word)}")
+            found = page.locator("#search-results li")
+            try:
+                found.first.wait_for(timeout=20_000)
+            except Exception:
+                faults.append(f"{language}: the search finds no {word!r}")
+    server.shutdown()
+    return faults
 
 
 def main() -> int:
@@ -40,6 +67,7 @@ def main() -> int:
                     if options.pictures and scheme == "dark":
                         page.screenshot(path=options.pictures / f"{path.parent.name}-{path.stem}-{width}.png")
                 context.close()
+        faults += search(browser, options.site)
         browser.close()
     print("\n".join(faults) or f"{len(list(options.site.glob('*/*.html')))} pages: nothing overflows.")
     return 1 if faults else 0
