@@ -7,7 +7,6 @@ import os
 import sys
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,18 +23,12 @@ if TYPE_CHECKING:
     from datetime import timedelta
 
     from airflow_provider_datasphere.client import cancellation
-    from airflow_provider_datasphere.client.errors import DataSphereError
-    from airflow_provider_datasphere.client.function.program import FunctionCall, Proof
+    from airflow_provider_datasphere.client.function.program import FunctionCall
     from airflow_provider_datasphere.client.model import JobHandle
     from airflow_provider_datasphere.client.monitoring.outcome import Outcome
     from airflow_provider_datasphere.client.submission.new_job import NewJob, ProjectOrigin
     from airflow_provider_datasphere.client.sync_client import DataSphereClient
     from airflow_provider_datasphere.compat import Context
-
-#: Lines of a failed program's output that are searched for its exception.
-_LAST_LINES = 5000
-#: 128 + SIGKILL, which a system sends that is out of memory.
-_KILLED = 137
 
 
 class FunctionJobOperator(TextTemplates, JobOperator):
@@ -150,6 +143,24 @@ class FunctionJobOperator(TextTemplates, JobOperator):
 
         return PROOF
 
+    def execute(self, context: Context) -> Any:
+        try:
+            return super().execute(context)
+        finally:
+            self._remove_staging()
+
+    def execute_complete(self, context: Context, event: dict[str, Any] | None = None) -> Any:
+        try:
+            return super().execute_complete(context, event)
+        finally:
+            self._remove_staging()
+
+    def _remove_staging(self) -> None:
+        """Remove what was made for the upload: a task's process ends without the interpreter's own cleaning up."""
+        if self._staging is not None:
+            self._staging.cleanup()
+            self._staging = None
+
     # The job -----------------------------------------------------------------------------------------------------
 
     def _job_request(self, context: Context, client: DataSphereClient) -> NewJob:
@@ -159,7 +170,7 @@ class FunctionJobOperator(TextTemplates, JobOperator):
         from airflow_provider_datasphere.client.submission.new_job import NewJob
 
         call = self._call(context)
-        # Lives until the task ends: a retry that attaches compares it with what the job has.
+        # Lives until this try ends: one that attaches compares it with what the job has.
         self._staging = tempfile.TemporaryDirectory(prefix="datasphere-function-")
         folder = Path(self._staging.name)
         call.write(folder / FOLDER)
@@ -221,8 +232,8 @@ class FunctionJobOperator(TextTemplates, JobOperator):
             given = signature.bind(*given.args, **given.kwargs)
         except TypeError as error:
             raise JobRequestError(
-                f"{self._function_name}: {error}. If that is a context variable, this run hasn't it: one that was "
-                "triggered by hand may have no logical date, and so no ds."
+                f"{self.python_callable.__name__}: {error}. If that is a context variable, this run hasn't it: one that "
+                "was triggered by hand may have no logical date, and so no ds."
             ) from error
         given.apply_defaults()
         for name in inputs:
@@ -286,112 +297,13 @@ class FunctionJobOperator(TextTemplates, JobOperator):
     # Its end -----------------------------------------------------------------------------------------------------
 
     def _examine(self, handle: JobHandle, outcome: Outcome) -> Outcome:
-        """Return what the function's own proof says of its end."""
-        from airflow_provider_datasphere.client import errors
+        from airflow_provider_datasphere.operators.function_end import FunctionEnd
 
-        result = replace(
-            outcome.result,
-            output_files=tuple(file for file in outcome.result.output_files if file.path != self._proof),
-            missing_outputs=tuple(path for path in outcome.result.missing_outputs if path != self._proof),
-        )
-        outcome = replace(outcome, result=result)
-        ended = outcome.skip is None and not isinstance(
-            outcome.error, (errors.JobCancelledError, errors.JobInfrastructureError)
-        )
-        if not ended:
-            return outcome
-        proof = self._read_proof(handle)
-        if isinstance(outcome.error, errors.JobFailedError):
-            return replace(outcome, error=self._failure(handle, proof, outcome))
-        if proof is None:
-            return replace(outcome, error=errors.JobFailedError(self._no_proof(handle)), warnings=())
-        if proof.skip is not None:
-            return replace(outcome, error=None, skip=proof.skip or f"{self._function_name} asked to skip its task.")
-        self._value = proof.value
+        guard = self._guard
+        assert guard.client is not None
+        end = FunctionEnd(guard.client, handle, self.python_callable.__name__, guard.link, self.log)
+        outcome, self._value = end.examine(outcome)
         return outcome
 
     def _return_value(self, handle: JobHandle) -> Any:
         return self._value
-
-    @property
-    def _function_name(self) -> str:
-        return str(self.python_callable.__name__)
-
-    def _read_proof(self, handle: JobHandle) -> Proof | None:
-        """Return what the function left; ``None``: nothing.
-
-        :raises ResultsError: it can't be downloaded.
-        """
-        from threading import Event
-
-        from airflow_provider_datasphere.client.errors import JobRequestError
-        from airflow_provider_datasphere.client.function.program import Proof
-        from airflow_provider_datasphere.client.transfer.file_download import download_file
-
-        client = self._guard.client
-        assert client is not None
-        try:
-            job = client.get(handle.job_id)
-        except JobRequestError:
-            return None  # deleted
-        file = next((file for file in job.output_files if file.desc.path == self._proof), None)
-        if file is None:
-            return None
-        stop = Event()
-        client.add_interrupt_callback(stop.set)
-        with tempfile.TemporaryDirectory(prefix="datasphere-result-") as folder:
-            target = Path(folder, "proof")
-            download_file(client, handle.job_id, file, target, stop, self.log)
-            return Proof.read(target.read_bytes())
-
-    def _failure(self, handle: JobHandle, proof: Proof | None, outcome: Outcome) -> DataSphereError:
-        from airflow_provider_datasphere.client import errors
-        from airflow_provider_datasphere.client.function.program import last_traceback
-        from airflow_provider_datasphere.client.model import JobRef
-
-        assert outcome.error is not None
-        code = outcome.result.return_code
-        raised = proof.error if proof is not None else None
-        if proof is None and code == 1:
-            # Whether the service stores outputs of a failed job is not documented.
-            raised = last_traceback(self._last_lines(handle))
-        if raised is not None:
-            job = JobRef(handle.job_id, self._guard.link)
-            text = f"{raised['type']}: {raised['message']}" if raised["message"] else raised["type"]
-            return errors.RemoteError(
-                f"{self._function_name} raised {text} (in job {job})\n\nTraceback of the job:\n{raised['traceback']}"
-            )
-        if code == _KILLED:
-            return errors.JobFailedError(
-                f"{self._function_name} was killed: out of memory? {outcome.error} Give it a larger instance type, or "
-                "have it hold less at once."
-            )
-        return outcome.error
-
-    def _last_lines(self, handle: JobHandle) -> str:
-        """Return the end of what the program wrote to stderr."""
-        from collections import deque
-
-        from airflow_provider_datasphere.client.errors import DataSphereError
-        from airflow_provider_datasphere.client.monitoring.logs import STDERR
-        from airflow_provider_datasphere.client.monitoring.watch import watch
-
-        lines: deque[str] = deque(maxlen=_LAST_LINES)
-        assert self._guard.client is not None
-        try:
-            watch(
-                self._guard.client,
-                handle,
-                emit=lambda line: lines.append(line.text) if line.stream == STDERR else None,
-            )
-        except DataSphereError as error:
-            self.log.debug("The log of job %s can't be read again: %s", handle.job_id, error)
-        return "\n".join(lines)
-
-    def _no_proof(self, handle: JobHandle) -> str:
-        from airflow_provider_datasphere.client.model import JobRef
-
-        return (
-            f"Job {JobRef(handle.job_id, self._guard.link)} ended with SUCCESS but left no proof that "
-            f"{self._function_name} ended ({self._proof}): did it call os._exit(), or remove the file?"
-        )

@@ -83,7 +83,10 @@ def run_task(task: Any, context: dict[str, Any] | None = None) -> Any:
     return task.execute({**made, **(context or {})})
 
 
-def test_a_function_runs_as_a_job(emulator: Emulator, load: Load) -> None:
+def test_a_function_runs_as_a_job(
+    emulator: Emulator, load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     module = load(
         """
         @task.datasphere(name="training", deferrable=False)
@@ -113,6 +116,7 @@ def test_a_function_runs_as_a_job(emulator: Emulator, load: Load) -> None:
     assert "return_value" not in xcoms  # Airflow pushes what the task returns
     assert (xcoms["result"]["status"], xcoms["result"]["output_files"]) == ("SUCCESS", [])
     assert xcoms["operation_id"] == emulator.operation_of(job.id)
+    assert list(tmp_path.glob("datasphere-*")) == []
     assert job.job_parameters.env.python_env.python_version == f"{sys.version_info.major}.{sys.version_info.minor}"
     assert not job.job_parameters.env.vars
 
