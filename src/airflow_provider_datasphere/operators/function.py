@@ -232,8 +232,8 @@ class FunctionJobOperator(TextTemplates, JobOperator):
             given = signature.bind(*given.args, **given.kwargs)
         except TypeError as error:
             raise JobRequestError(
-                f"{self.python_callable.__name__}: {error}. If that is a context variable, this run hasn't it: one that "
-                "was triggered by hand may have no logical date, and so no ds."
+                f"{self.python_callable.__name__}: {error}. If that is a context variable, this run hasn't it: one "
+                "that was triggered by hand may have no logical date, and so no ds."
             ) from error
         given.apply_defaults()
         for name in inputs:
