@@ -225,15 +225,15 @@ def test_it_works_where_the_sdk_is_already(
 
 
 @pytest.mark.parametrize("version", [OLDEST, NEWEST])
-def test_the_readme_repairs_what_uninstalling_the_old_sdk_breaks(
+def test_the_documentation_repairs_what_uninstalling_the_old_sdk_breaks(
     version: str, install: Install, tmp_path: Path
 ) -> None:
-    (repair,) = [block for block in console_blocks("README.md") if "--force-reinstall" in block]
+    (repair,) = [block for block in console_blocks("docs/sdk.md") if "--force-reinstall" in block]
     venv = install(version, before=["datasphere==0.5"])
     uv("pip", "uninstall", "--python", venv.bin / "python", "datasphere", cwd=Path("/"))
     stubs = "import yandex.cloud.datasphere.v2.jobs.project_job_service_pb2"
     broken = subprocess.run([venv.bin / "python", "-c", stubs], capture_output=True, text=True)
-    assert broken.returncode, "nothing is broken any more: the advice in README.md can go"
+    assert broken.returncode, "nothing is broken any more: the advice in docs/sdk.md can go"
 
     follow(repair, venv, tmp_path)
     check(venv)

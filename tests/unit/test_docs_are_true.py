@@ -19,6 +19,7 @@ PAGES = sorted([*PROJECT.glob("docs/*.md"), *PROJECT.glob("*.md")])
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"(?<!`)!?\[[^\]]*\]\(([^)\s]+)\)")
 _HEADING = re.compile(r"^(#+) (.+)$", re.MULTILINE)
+_REPOSITORY = "https://github.com/airflow-provider-datasphere/airflow-provider-datasphere/blob/main/"
 #: The names that a page's blocks may use without saying where they come from.
 _OURS = {
     "ForkJobOperator": "operators.jobs",
@@ -84,10 +85,12 @@ def anchors_of(page: Path) -> set[str]:
 def test_links_lead_somewhere(page: Path) -> None:
     broken = []
     for target in _LINK.findall(_BLOCK.sub("", page.read_text())):
-        if target.startswith(("http://", "https://", "mailto:")):
+        # Of the pages that PyPI shows too.
+        own = target.startswith(_REPOSITORY)
+        if not own and target.startswith(("http://", "https://", "mailto:")):
             continue
-        path, _, anchor = target.partition("#")
-        place = (page.parent / path).resolve() if path else page
+        path, _, anchor = target.removeprefix(_REPOSITORY).partition("#")
+        place = ((PROJECT if own else page.parent) / path).resolve() if path else page
         if not place.exists() or (anchor and place.suffix == ".md" and anchor not in anchors_of(place)):
             broken.append(target)
     assert broken == []
