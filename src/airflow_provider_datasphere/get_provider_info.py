@@ -114,6 +114,8 @@ def get_provider_info():  # type: ignore[no-untyped-def]  # typing would be an i
             {
                 "integration-name": _INTEGRATION,
                 "external-doc-url": "https://yandex.cloud/en/docs/datasphere/concepts/jobs/",
+                "logo": "https://raw.githubusercontent.com/airflow-provider-datasphere/airflow-provider-datasphere/main/"
+                "docs/images/logo.svg",
                 "tags": ["service"],
             }
         ],
