@@ -72,7 +72,8 @@ class Emulator:
         self.settings = settings or Settings()
         self.faults = Faults()
         self._temporary = state_dir is None
-        self.state_dir = Path(tempfile.mkdtemp(prefix="datasphere-emulator-") if state_dir is None else state_dir)
+        # Absolute: programs get paths in it, and run in folders of their own.
+        self.state_dir = Path(state_dir or tempfile.mkdtemp(prefix="datasphere-emulator-")).absolute()
         prepare(self.state_dir)
         # The lock is held only while the emulator runs; here it shows that no other emulator uses the folder.
         self._lock = StateLock(self.state_dir)

@@ -33,6 +33,16 @@ def lines(client: Client, job_id: str) -> list[str]:
 # What the program gets
 
 
+def test_a_relative_state_folder_is_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    from datasphere_emulator import Emulator
+
+    with Emulator(tls=False, state_dir="state") as emulator:
+        fields: dict[str, Any] = {"files": {"a.txt": "content"}, "inputs": [("a.txt", "A")], "outputs": ["b.txt"]}
+        job_id = emulator.create_job("cat ${A} > b.txt", **fields, execute=True)
+        assert len(emulator.wait_job(job_id).output_files) == 1
+
+
 def test_command_line_and_environment(client: Client, emulator: Emulator) -> None:
     emulator.settings.project_secrets["SECRET"] = "hush"
     emulator.settings.job_environment["EVERYWHERE"] = "1"
