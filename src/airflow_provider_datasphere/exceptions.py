@@ -61,6 +61,10 @@ class NonRetryableJobFailedError(JobFailedError, AirflowFailException):
     """:class:`JobFailedError` in a sensor. Not retried: polling again can't change it."""
 
 
+class NonRetryableRemoteError(RemoteError, NonRetryableJobFailedError):
+    """:class:`RemoteError` where another try can't change it."""
+
+
 class NonRetryableJobInfrastructureError(JobInfrastructureError, AirflowFailException):
     """:class:`JobInfrastructureError` in a sensor. Not retried: polling again can't change it."""
 
@@ -83,6 +87,7 @@ _AIRFLOW_EXCEPTIONS: dict[type[errors.DataSphereError], type[DataSphereError]] =
 
 _NON_RETRYABLE: dict[type[DataSphereError], type[DataSphereError]] = {
     JobFailedError: NonRetryableJobFailedError,
+    RemoteError: NonRetryableRemoteError,
     JobInfrastructureError: NonRetryableJobInfrastructureError,
     ResultsError: NonRetryableResultsError,
 }

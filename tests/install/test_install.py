@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -253,3 +254,50 @@ def test_the_sdk_installs_as_documented(commands: str, install: Install, wheel: 
     assert answer.strip() == "fork_job"
     installed = uv("pip", "freeze", "--python", venv.bin / "python", cwd=Path("/"))
     assert f"apache-airflow=={venv.version}" in installed.split()
+
+
+def test_the_quick_start_is_green_by_copying(install: Install, tmp_path: Path) -> None:
+    """Its console blocks and its DAG as they are printed, but for ports and the id that a reader puts in."""
+    page = (PROJECT / "docs" / "quickstart.md").read_text()
+    serve, prepare, run = (
+        next(text for text in console_blocks("docs/quickstart.md") if word in text)
+        for word in ("serve", "db migrate", "dags test")
+    )
+    (dag,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    venv = install(NEWEST)
+    words = [*without_prompts(serve).split()[1:], "--port", "0", "--http-port", "0", "--ready-file", "ready.json"]
+    server = subprocess.Popen([venv.bin / "datasphere-emulator", *words], cwd=tmp_path, stdout=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "ready.json").exists():
+            assert server.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        facts = json.loads((tmp_path / "ready.json").read_text())
+        (tmp_path / "dags").mkdir()
+        (tmp_path / "dags" / "first.py").write_text(dag)
+        commands = without_prompts(prepare + run).replace("<id>", facts["sample_job_id"]).replace("mkdir dags", "true")
+        environment = {
+            "PATH": f"{venv.bin}{os.pathsep}{os.environ['PATH']}",
+            "HOME": str(tmp_path),
+            "AIRFLOW_CONN_DATASPHERE_DEFAULT": json.dumps(facts["connection"]),
+        }
+        # A task that fails would be repeated in five minutes.
+        done = subprocess.run(
+            ["bash", "-c", f"set -euo pipefail\n{commands}"],
+            env=environment,
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            timeout=200,
+        )
+    finally:
+        server.terminate()
+        server.wait(30)
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said
+    assert "read 1 rows" in said
+
+
+def without_prompts(block: str) -> str:
+    return "".join(line.removeprefix("$ ") for line in block.splitlines(keepends=True))

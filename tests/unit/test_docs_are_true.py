@@ -102,3 +102,15 @@ def test_no_picture_is_older_than_the_form() -> None:
     shown = {path.stem for path in (PROJECT / "docs" / "images").glob("*.png")}
     assert set(taken) == shown
     assert taken["connection-form"] == form_digest()
+
+
+def test_external_links_are_recorded() -> None:
+    """A list to check by hand, or by a tool, now and then: nothing here asks the network."""
+    found = {
+        target.partition("#")[0]
+        for page in PAGES
+        for target in _LINK.findall(_BLOCK.sub("", page.read_text()))
+        if target.startswith("http") and not target.startswith((_REPOSITORY, "https://raw.githubusercontent.com/"))
+    }
+    recorded = set((PROJECT / "docs" / "external_links.txt").read_text().split())
+    assert recorded == found

@@ -768,3 +768,14 @@ def test_what_is_shipped_runs_on_python_3_8() -> None:
     package = Path(sys.modules["airflow_provider_datasphere"].__file__ or "").parent
     for name in ("job.py", "client/function/driver.py", "client/function/values.py"):
         ast.parse((package / name).read_text(), feature_version=(3, 8))
+
+
+def test_editors_find_the_decorator() -> None:
+    from airflow.sdk import task
+
+    import airflow_provider_datasphere.decorators as ours
+
+    assert ours.task is task
+    assert (Path(ours.__file__).with_suffix(".pyi")).exists()
+    with pytest.raises(AttributeError):
+        ours.nothing  # noqa: B018
