@@ -1,7 +1,7 @@
 """Decorators for TaskFlow.
 
-``from airflow_provider_datasphere.decorators import task`` is Airflow's own ``task``; editors and type checkers know
-its ``task.datasphere`` there.
+``from airflow_provider_datasphere.decorators import task`` is Airflow's own ``task``; with Airflow 3 editors and
+type checkers know its ``task.datasphere`` there.
 """
 
 from __future__ import annotations
